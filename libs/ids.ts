@@ -1,0 +1,28 @@
+// Ids and random texts. An id is a prefix that names its kind and 22 letters and digits: 131 bits, so it can be neither
+// guessed nor made twice.
+import { createHash, randomBytes } from "node:crypto";
+
+const alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+/** The kinds of things that have ids. */
+export type IdPrefix = "proj" | "cli" | "exu" | "apn" | "oa" | "con" | "cct" | "rev" | "int";
+
+/** Makes an id like `apn_4fK0...`. */
+export function newId(prefix: IdPrefix): string {
+  let id = "";
+  while (id.length < 22) {
+    // 248 is the largest multiple of 62 in a byte: the bytes above it would favour some letters.
+    for (const byte of randomBytes(32)) if (byte < 248 && id.length < 22) id += alphabet[byte % 62];
+  }
+  return `${prefix}_${id}`;
+}
+
+/** A random text of 256 bits, base64url: states, client secrets. */
+export function randomText(): string {
+  return randomBytes(32).toString("base64url");
+}
+
+/** SHA-256, by which secrets of 128 bits and more are stored and looked up. */
+export function digest(text: string): Buffer {
+  return createHash("sha256").update(text).digest();
+}

@@ -1,0 +1,255 @@
+// Serves a service definition. What all methods share stands here once, in this order: who calls, the callers table, the
+// deadline, the contract's rules, what the token is bound to, the handler, the errors, the log line. Health checks and
+// reflection are attached to the same server.
+import { randomUUID } from "node:crypto";
+import { once } from "node:events";
+import tls from "node:tls";
+import * as grpc from "@grpc/grpc-js";
+import { ReflectionService } from "@grpc/reflection";
+import { HealthImplementation } from "grpc-health-check";
+import { admit, bindToToken, type CallersTable, checkCallersTable, type TokenIdentity } from "./callers.ts";
+import { StatusError, statusCodes } from "./errors.ts";
+import type { Logger } from "./log.ts";
+import {
+  type Call,
+  type CallOptions,
+  type Handlers,
+  type MethodDefinition,
+  type MethodName,
+  maxMessageBytes,
+  type ServiceDefinition,
+  serviceOfCertificate,
+  type TlsIdentity,
+} from "./rpc.ts";
+import { detailsTrailer, encodeDetails } from "./status-details.ts";
+import { fileDescriptors, validationOf } from "./validation.ts";
+
+// grpc-js has no option for it. undici, which must still speak TLS 1.2 to the world, is told so where it dials.
+tls.DEFAULT_MIN_VERSION = "TLSv1.3";
+
+/** What a server is made of. */
+export interface ServerOptions<D extends ServiceDefinition> {
+  readonly definition: D;
+  readonly handlers: Handlers<D>;
+  /** Who may call which method; a method without a row stops the start. */
+  readonly callers: CallersTable<MethodName<D>>;
+  /** Verifies a bearer token, or throws UNAUTHENTICATED. */
+  readonly authenticate: (bearer: string, along: CallOptions) => Promise<TokenIdentity>;
+  /** Methods whose requests are judged by other rules than the contract's. */
+  readonly unvalidated?: readonly MethodName<D>[];
+  /** Where services call, with a certificate of their own. */
+  readonly internalAddress: string;
+  /** Where callers from outside call, with a bearer token and without a certificate. */
+  readonly publicAddress?: string;
+  readonly tls: TlsIdentity;
+  readonly reflection: boolean;
+  readonly log: Logger;
+}
+
+/** A server at work. */
+export interface RunningServer {
+  /** Ports in use, where an address asked for any (`:0`). */
+  readonly internalPort: number;
+  readonly publicPort: number;
+  /** Says through the health check whether calls can be served. */
+  setServing(serving: boolean): void;
+  /** Takes no new calls, lets those at work end within the time given, then stops. */
+  drain(timeoutMs: number): Promise<void>;
+}
+
+type ServerCall = grpc.ServerDuplexStream<unknown, unknown> & grpc.ServerUnaryCall<unknown, unknown>;
+
+interface Received {
+  readonly message: object;
+  readonly bytes: Uint8Array;
+}
+
+/** Starts serving. Throws one clear error when an address is taken or the callers table misses a method. */
+export async function startServer<D extends ServiceDefinition>(options: ServerOptions<D>): Promise<RunningServer> {
+  const { definition, callers, tls: identity } = options;
+  checkCallersTable(Object.keys(definition.methods), callers);
+  const server = new grpc.Server({ "grpc.max_receive_message_length": maxMessageBytes });
+  server.addService(serverDefinition(definition), implementation(options));
+  const health = new HealthImplementation({ "": "SERVING", [definition.fullName]: "SERVING" });
+  health.addToServer(server);
+  if (options.reflection) {
+    // @grpc/reflection reads nothing but these bytes; a definition made by proto-loader would lose the imports.
+    const contract = { contract: { fileDescriptorProtos: fileDescriptors } } as never;
+    new ReflectionService(contract, { services: [definition.fullName] }).addToServer(server);
+  }
+  const pair = [{ private_key: Buffer.from(identity.key), cert_chain: Buffer.from(identity.certificate) }];
+  const ca = Buffer.from(identity.ca);
+  const internalPort = await bind(server, options.internalAddress, grpc.ServerCredentials.createSsl(ca, pair, true));
+  const publicPort =
+    options.publicAddress === undefined
+      ? 0
+      : await bind(server, options.publicAddress, grpc.ServerCredentials.createSsl(null, pair, false));
+  const setServing = (serving: boolean) => {
+    for (const name of ["", definition.fullName]) health.setStatus(name, serving ? "SERVING" : "NOT_SERVING");
+  };
+  return {
+    internalPort,
+    publicPort,
+    setServing,
+    async drain(timeoutMs) {
+      setServing(false);
+      const timer = setTimeout(() => server.forceShutdown(), timeoutMs);
+      await new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
+      clearTimeout(timer);
+    },
+  };
+}
+
+function bind(server: grpc.Server, address: string, credentials: grpc.ServerCredentials): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.bindAsync(address, credentials, (error, port) => {
+      if (error === null) resolve(port);
+      else reject(new Error(`cannot listen on ${address}: ${error.message}`));
+    });
+  });
+}
+
+function serverDefinition(definition: ServiceDefinition): grpc.ServiceDefinition {
+  const methods = Object.entries(definition.methods).map(([key, method]) => [
+    key,
+    {
+      path: `/${definition.fullName}/${method.name}`,
+      requestStream: method.requestStream,
+      responseStream: method.responseStream,
+      requestSerialize: (message: unknown) => Buffer.from(method.requestType.encode(message as never).finish()),
+      requestDeserialize: (bytes: Buffer): Received => ({ message: method.requestType.decode(bytes) as object, bytes }),
+      responseSerialize: (message: unknown) => Buffer.from(method.responseType.encode(message as never).finish()),
+      responseDeserialize: (bytes: Buffer) => method.responseType.decode(bytes),
+    },
+  ]);
+  return Object.fromEntries(methods);
+}
+
+function implementation<D extends ServiceDefinition>(options: ServerOptions<D>): grpc.UntypedServiceImplementation {
+  const methods = Object.entries(options.definition.methods).map(([key, method]) => [
+    key,
+    adapt(options as unknown as ServerOptions<ServiceDefinition>, key, method),
+  ]);
+  return Object.fromEntries(methods);
+}
+
+/** One method as grpc-js calls it. */
+function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: MethodDefinition) {
+  const { definition, log } = options;
+  const handler = options.handlers[key] as unknown as (input: unknown, call: Call) => unknown;
+  const validate = options.unvalidated?.includes(key) ? undefined : validationOf(definition.fullName, method.name);
+
+  async function serve(stream: ServerCall, call: Call): Promise<unknown> {
+    const accept = ({ message, bytes }: Received) => {
+      validate?.(bytes);
+      bindToToken(message, call.caller.token);
+      return message;
+    };
+    const input = method.requestStream ? receive(stream, accept) : accept(stream.request as Received);
+    const output = handler(input, call);
+    return method.responseStream ? send(stream, output as AsyncIterable<unknown>, call.signal) : await output;
+  }
+
+  return async (stream: ServerCall, callback?: grpc.sendUnaryData<unknown>): Promise<void> => {
+    const startMs = performance.now();
+    const cancellation = new AbortController();
+    stream.on("cancelled", () => cancellation.abort());
+    const along = {
+      deadlineMs: deadlineOf(stream),
+      signal: cancellation.signal,
+      requestId: requestIdOf(stream.metadata),
+    };
+    let caller: Call["caller"] = {};
+    try {
+      const call = await identify(stream, options, along);
+      caller = call.caller;
+      admit(options.callers[key] ?? [], caller);
+      if (along.deadlineMs === Number.POSITIVE_INFINITY) {
+        throw new StatusError("INVALID_ARGUMENT", "DEADLINE_REQUIRED", "Every call needs a deadline.");
+      }
+      const response = await serve(stream, call);
+      if (callback === undefined) stream.end();
+      else callback(null, response);
+      logCall(undefined);
+    } catch (error) {
+      const status = statusOf(error, along);
+      const metadata = new grpc.Metadata();
+      metadata.set(detailsTrailer, encodeDetails(status, along.requestId));
+      const answer = { code: statusCodes[status.code], details: status.message, metadata };
+      if (callback === undefined) stream.emit("error", answer);
+      else callback(answer);
+      logCall(status, status === error ? status.cause : error);
+    }
+
+    function logCall(status: StatusError | undefined, cause?: unknown): void {
+      const { service, token } = caller;
+      const line = {
+        requestId: along.requestId,
+        method: method.name,
+        code: status?.code ?? "OK",
+        reason: status?.reason,
+        service,
+        subject: token?.subject,
+        projectId: token?.projectId,
+        durationMs: Math.round((performance.now() - startMs) * 10) / 10,
+        err: cause,
+      };
+      if (status?.code === "INTERNAL" || status?.code === "DATA_LOSS") log.error(line, "call");
+      else log.info(line, "call");
+    }
+  };
+}
+
+async function identify(
+  stream: ServerCall,
+  { tls: { trustDomain }, authenticate }: ServerOptions<ServiceDefinition>,
+  along: Pick<Call, "deadlineMs" | "signal" | "requestId">,
+): Promise<Call> {
+  const certificate = stream.getAuthContext().sslPeerCertificate;
+  const service = certificate && (serviceOfCertificate(certificate.subjectaltname, trustDomain) ?? "unknown");
+  const token = bearerOf(stream.metadata);
+  const identity = token === undefined ? undefined : await authenticate(token, along);
+  const caller = { ...(service !== undefined && { service }), ...(identity !== undefined && { token: identity }) };
+  return { ...along, caller, ...(token !== undefined && { token }) };
+}
+
+function bearerOf(metadata: grpc.Metadata): string | undefined {
+  const [authorization] = metadata.get("authorization");
+  if (authorization === undefined) return undefined;
+  const token = /^Bearer ([\x21-\x7e]{1,8192})$/i.exec(String(authorization))?.[1];
+  if (token === undefined) {
+    throw new StatusError("UNAUTHENTICATED", "TOKEN_INVALID", "The authorization metadata is not `Bearer <token>`.");
+  }
+  return token;
+}
+
+/** The caller's request id when it is a sound one, else a new one. */
+function requestIdOf(metadata: grpc.Metadata): string {
+  const given = String(metadata.get("x-request-id")[0] ?? "");
+  return /^[\w.:-]{8,100}$/.test(given) ? given : randomUUID();
+}
+
+function deadlineOf(stream: ServerCall): number {
+  const deadline = stream.getDeadline();
+  return deadline instanceof Date ? deadline.getTime() : deadline;
+}
+
+/** What the caller is told: expected outcomes as they are, anything else as INTERNAL without its text. */
+function statusOf(error: unknown, { signal, deadlineMs }: Pick<Call, "signal" | "deadlineMs">): StatusError {
+  if (error instanceof StatusError) return error;
+  if (Date.now() >= deadlineMs)
+    return new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "The deadline has passed.");
+  if (signal.aborted) return new StatusError("CANCELLED", "CANCELLED", "The caller has left.");
+  return new StatusError("INTERNAL", "INTERNAL", "Internal error.");
+}
+
+async function* receive(stream: ServerCall, accept: (item: Received) => unknown): AsyncGenerator<unknown> {
+  for await (const item of stream.iterator({ destroyOnReturn: false })) yield accept(item as Received);
+}
+
+async function send(stream: ServerCall, items: AsyncIterable<unknown>, signal: AbortSignal): Promise<void> {
+  for await (const item of items) {
+    if (signal.aborted) return;
+    if (!stream.write(item)) await once(stream, "drain", { signal });
+  }
+}
