@@ -1,0 +1,131 @@
+// The app catalog: one YAML file per app says how its accounts authenticate, where its endpoints are, and how a request gets
+// its credential. Read and checked whole at start; a fault names the file and the field. Data only: nothing in a file runs.
+import { readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { parse } from "yaml";
+import { z } from "zod";
+import type { FieldViolation } from "./errors.ts";
+
+const name = z.string().regex(/^[a-z][a-z0-9_]{0,99}$/, "must be lower-case letters, digits and _");
+const endpointUrl = z.url({ protocol: /^https$/ });
+const parameters = z.record(z.string(), z.string()).default({});
+
+const customField = z.strictObject({
+  name,
+  label: z.string(),
+  description: z.string().default(""),
+  default: z.string().default(""),
+  optional: z.boolean().default(false),
+  /** Sealed, never shown, and typed in as a password. */
+  secret: z.boolean().default(false),
+  /** A regular expression that the whole value must match. */
+  pattern: z.string().optional(),
+  /** The values allowed. */
+  values: z.array(z.string()).optional(),
+});
+
+const oauth2 = z.strictObject({
+  /** RFC 9207: when given, the redirect must carry it as `iss`. */
+  issuer: z.string().optional(),
+  authorize: z.strictObject({ url: endpointUrl, parameters }),
+  token: z.strictObject({
+    url: endpointUrl,
+    client_authentication: z.enum(["client_secret_basic", "client_secret_post", "none"]).default("client_secret_basic"),
+    parameters,
+  }),
+  /** RFC 7009. Without it a grant cannot be revoked at the provider. */
+  revoke: z.strictObject({ url: endpointUrl }).optional(),
+  /** One GET after connecting that names the account: `name` is a path in the JSON answer like `user.email`. */
+  identity: z.strictObject({ url: endpointUrl, name: z.string() }).optional(),
+  scopes: z.array(z.string()).default([]),
+  scope_separator: z.string().default(" "),
+  scope_profiles: z.array(z.strictObject({ name: z.string(), scopes: z.array(z.string()) })).default([]),
+});
+
+const lifecycle = z.strictObject({
+  /** `strict`: a refresh token works once, and a second use kills the grant. */
+  rotation: z.enum(["strict", "none"]).default("strict"),
+  /** For how long the token before still works. */
+  reuse_grace_seconds: z.int().nonnegative().default(0),
+  min_refresh_age_seconds: z.int().nonnegative().default(0),
+  refresh_idle_seconds: z.int().positive().optional(),
+  refresh_absolute_seconds: z.int().positive().optional(),
+  access_dies_on_refresh: z.boolean().default(false),
+  /** What a revocation ends at the provider: the token, the grant, or all grants of the user to this client. */
+  revoke_effect: z.enum(["token", "grant", "user_client"]).default("grant"),
+});
+
+const proxy = z.strictObject({
+  enabled: z.boolean(),
+  /** What relative URLs are joined to; may hold `{{custom_fields.name}}`. */
+  base_url: z.string(),
+  allowed_domains: z.array(z.string()).default([]),
+  allowed_ports: z.array(z.int().min(1).max(65_535)).default([]),
+  /** Where the credential goes: `{{credential.access_token}}` or `{{credential.<custom field>}}`. */
+  inject: z.strictObject({
+    headers: z.record(z.string(), z.string()).default({}),
+    query: z.record(z.string(), z.string()).default({}),
+    basic: z.strictObject({ username: z.string(), password: z.string() }).optional(),
+  }),
+});
+
+const app = z
+  .strictObject({
+    slug: name,
+    name: z.string(),
+    description: z.string().default(""),
+    image_url: z.string().default(""),
+    categories: z.array(z.string()).default([]),
+    featured_weight: z.int().default(0),
+    /** Left out in production mode. */
+    development: z.boolean().default(false),
+    auth: z.enum(["oauth2", "keys", "none"]),
+    custom_fields: z.array(customField).default([]),
+    oauth2: oauth2.optional(),
+    lifecycle: lifecycle.prefault({}),
+    proxy,
+  })
+  .refine((entry) => (entry.auth === "oauth2") === (entry.oauth2 !== undefined), "oauth2 goes with `auth: oauth2`");
+
+/** One app of the catalog. */
+export type CatalogApp = z.infer<typeof app>;
+
+/** One value that a user fills in to connect an app. */
+export type CustomField = z.infer<typeof customField>;
+
+/** All apps by slug. */
+export type Catalog = ReadonlyMap<string, CatalogApp>;
+
+/** Reads every `.yaml` file of a folder. Throws with the file and every field that is wrong. */
+export function loadCatalog(directory: string, { production }: { production: boolean }): Catalog {
+  const files = readdirSync(directory).filter((file) => file.endsWith(".yaml"));
+  const apps = files.map((file) => {
+    const result = app.safeParse(parse(readFileSync(join(directory, file), "utf8")));
+    if (!result.success) throw new Error(`${join(directory, file)}: ${z.prettifyError(result.error)}`);
+    if (`${result.data.slug}.yaml` !== file) throw new Error(`${join(directory, file)}: slug is ${result.data.slug}`);
+    return result.data;
+  });
+  return new Map(apps.filter((entry) => !(production && entry.development)).map((entry) => [entry.slug, entry]));
+}
+
+/** What is wrong with values for an app's custom fields. Names fields, repeats no value. */
+export function fieldFaults(
+  fields: readonly CustomField[],
+  values: Readonly<Record<string, string>>,
+): readonly FieldViolation[] {
+  const unknown = Object.keys(values).filter((key) => !fields.some((field) => field.name === key));
+  return [
+    ...unknown.map((field) => ({ field, description: "is not a field of this app" })),
+    ...fields.flatMap((field) => {
+      const description = valueFault(field, values[field.name] ?? field.default);
+      return description === undefined ? [] : [{ field: field.name, description }];
+    }),
+  ];
+}
+
+function valueFault(field: CustomField, value: string): string | undefined {
+  if (value === "") return field.optional ? undefined : "is required";
+  if (field.values !== undefined && !field.values.includes(value)) return `must be one of ${field.values.join(", ")}`;
+  const matches = field.pattern === undefined || new RegExp(`^(?:${field.pattern})$`, "v").test(value);
+  return matches ? undefined : "has not the form that this app asks for";
+}
