@@ -27,14 +27,22 @@ import { fileDescriptors, validationOf } from "./validation.ts";
 // grpc-js has no option for it. undici, which must still speak TLS 1.2 to the world, is told so where it dials.
 tls.DEFAULT_MIN_VERSION = "TLSv1.3";
 
+/**
+ * Verifies a bearer token, or throws UNAUTHENTICATED. Gives what the token says, and the token to pass on to other services:
+ * the same one, or an access token that a connect token was exchanged for.
+ */
+export type Authenticate = (
+  bearer: string,
+  along: CallOptions,
+) => Promise<{ readonly identity: TokenIdentity; readonly token: string }>;
+
 /** What a server is made of. */
 export interface ServerOptions<D extends ServiceDefinition> {
   readonly definition: D;
   readonly handlers: Handlers<D>;
   /** Who may call which method; a method without a row stops the start. */
   readonly callers: CallersTable<MethodName<D>>;
-  /** Verifies a bearer token, or throws UNAUTHENTICATED. */
-  readonly authenticate: (bearer: string, along: CallOptions) => Promise<TokenIdentity>;
+  readonly authenticate: Authenticate;
   /** Methods whose requests are judged by other rules than the contract's. */
   readonly unvalidated?: readonly MethodName<D>[];
   /** Where services call, with a certificate of their own. */
@@ -207,10 +215,11 @@ async function identify(
 ): Promise<Call> {
   const certificate = stream.getAuthContext().sslPeerCertificate;
   const service = certificate && (serviceOfCertificate(certificate.subjectaltname, trustDomain) ?? "unknown");
-  const token = bearerOf(stream.metadata);
-  const identity = token === undefined ? undefined : await authenticate(token, along);
-  const caller = { ...(service !== undefined && { service }), ...(identity !== undefined && { token: identity }) };
-  return { ...along, caller, ...(token !== undefined && { token }) };
+  const ofService = service === undefined ? {} : { service };
+  const bearer = bearerOf(stream.metadata);
+  if (bearer === undefined) return { ...along, caller: ofService };
+  const { identity, token } = await authenticate(bearer, along);
+  return { ...along, caller: { ...ofService, token: identity }, token };
 }
 
 function bearerOf(metadata: grpc.Metadata): string | undefined {
