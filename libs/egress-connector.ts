@@ -1,0 +1,102 @@
+// Opens the TLS connections of egress.ts, to judged addresses only. The name is resolved once per connection, all answers are
+// judged, and the socket dials out of exactly those answers: the lookup that the socket is given is the one that judges, so
+// there is no second lookup for a rebinding name to answer otherwise. Certificate and server name stay those of the URL.
+import { isIP, type LookupFunction } from "node:net";
+import { createSecureContext, getCACertificates } from "node:tls";
+import { buildConnector } from "undici";
+import { type AddressRules, judgeAddresses, parseCidrs } from "#libs/addresses.ts";
+import { denied, EgressError } from "#libs/egress-error.ts";
+import { notReady } from "#libs/verdict.ts";
+
+/** All addresses of a host. */
+export type Resolve = (host: string) => Promise<readonly string[]>;
+
+/** How connections are opened. */
+export interface ConnectorOptions {
+  readonly resolve: Resolve;
+  /** `host:port` whose addresses may be loopback. Development and tests only. */
+  readonly exemptTargets: readonly string[];
+  /** CIDR ranges that the operator opens. */
+  readonly allowedPrivateCidrs: readonly string[];
+  /** PEM certificates trusted beside the system's. */
+  readonly extraCa: string | undefined;
+  readonly connectTimeoutMs: number;
+}
+
+/** A connector for undici. Throws a RangeError for a faulty CIDR range. */
+export function openConnector(options: ConnectorOptions): buildConnector.connector {
+  const { exemptTargets, resolve, connectTimeoutMs } = options;
+  const privateRanges = parseCidrs(options.allowedPrivateCidrs);
+  // Made once: reading the whole trust store again for each connection would cost milliseconds.
+  const secureContext = createSecureContext({
+    minVersion: "TLSv1.2",
+    ...(options.extraCa === undefined ? {} : { ca: [...getCACertificates("default"), options.extraCa] }),
+  });
+  const dial = (rules: AddressRules) =>
+    buildConnector({
+      secureContext,
+      // Said aloud, because an environment variable can turn the default off.
+      rejectUnauthorized: true,
+      lookup: judgingLookup(resolve, rules),
+      timeout: connectTimeoutMs,
+      allowH2: false,
+    });
+  const rules: AddressRules = { privateRanges };
+  const exemptRules: AddressRules = { privateRanges, loopbackAllowed: true };
+  const [dialJudged, dialExempt] = [dial(rules), dial(exemptRules)];
+
+  return (target, callback) => {
+    const host = target.hostname;
+    const isExempt = exemptTargets.includes(`${isIP(host) === 6 ? `[${host}]` : host}:${target.port || "443"}`);
+    if (target.protocol !== "https:") {
+      callback(denied(notReady("PLAINTEXT_REFUSED", "Only https upstreams are dialled.")), null);
+      return;
+    }
+    // A socket asks no lookup for an address literal.
+    const literal = isIP(host) === 0 ? undefined : judgeAddresses([host], isExempt ? exemptRules : rules);
+    if (literal?.kind === "deny") {
+      callback(denied(literal), null);
+      return;
+    }
+    (isExempt ? dialExempt : dialJudged)(target, (...[error, socket]) => {
+      if (error === null) {
+        callback(null, socket);
+      } else {
+        callback(connectFailure(error), null);
+      }
+    });
+  };
+}
+
+function judgingLookup(resolve: Resolve, rules: AddressRules): LookupFunction {
+  return (host, { all }, callback) => {
+    resolve(host).then(
+      (answers) => {
+        const verdict = judgeAddresses(answers, rules);
+        if (verdict.kind === "deny") {
+          callback(denied(verdict), []);
+          return;
+        }
+        const addresses = verdict.addresses.map((address) => ({ address, family: isIP(address) }));
+        const [first] = addresses;
+        if (all === true || first === undefined) {
+          callback(null, addresses);
+        } else {
+          callback(null, first.address, first.family);
+        }
+      },
+      (error: unknown) => callback(error instanceof Error ? error : new Error("resolution failed"), []),
+    );
+  };
+}
+
+// The HTTP client keeps requests waiting on errors with some codes of its own; an error of ours always fails them.
+function connectFailure(error: Error & { readonly code?: unknown }): EgressError {
+  if (error instanceof EgressError) {
+    return error;
+  }
+  const code = typeof error.code === "string" ? error.code : error.name;
+  return code === "UND_ERR_CONNECT_TIMEOUT" || code === "ETIMEDOUT"
+    ? new EgressError("timeout", "The upstream did not accept a connection in time.", false)
+    : new EgressError("connect", `No connection to the upstream (${code}).`, false);
+}

@@ -1,0 +1,69 @@
+// How an outgoing request can fail, with the one fact that retries and refreshes turn on: whether any byte of it may have
+// reached the upstream. No message holds a header, a query or a byte of an answer, and there is no `cause`: the HTTP client's
+// parse errors carry the bytes that they stumbled over, which may echo a credential.
+import { StatusError } from "#libs/errors.ts";
+import { type Denial, denialError } from "#libs/verdict.ts";
+
+/**
+ * - `denied`: a rule refused the target; `denial` says which
+ * - `invalid`: the request cannot be put on the wire: a fault of our own code
+ * - `connect`: no name, no route, refused, or no trusted TLS; `timeout`: out of time, connecting included
+ * - `reset`: the connection broke after sending had begun
+ * - `too_large`, `malformed`: an answer over a limit, or not valid HTTP; the upstream may have acted
+ * - `aborted`: the caller left, or the process is stopping
+ */
+export type EgressFailure =
+  | "denied"
+  | "invalid"
+  | "connect"
+  | "timeout"
+  | "reset"
+  | "too_large"
+  | "malformed"
+  | "aborted";
+
+/** An outgoing request that has no answer. */
+export class EgressError extends Error {
+  readonly kind: EgressFailure;
+  /** Whether any byte of the request may have reached the upstream. When false, sending again is safe for every method. */
+  readonly sent: boolean;
+  readonly denial: Denial | undefined;
+
+  constructor(kind: EgressFailure, message: string, sent: boolean, denial?: Denial) {
+    super(message);
+    this.name = "EgressError";
+    this.kind = kind;
+    this.sent = sent;
+    this.denial = denial;
+  }
+}
+
+/** The failure that carries a denial. */
+export function denied(denial: Denial): EgressError {
+  return new EgressError("denied", denial.message, false, denial);
+}
+
+/**
+ * The error that tells the caller. An answer that is too large or malformed is not UNAVAILABLE: clients repeat that, and the
+ * upstream may have acted already. The REST edge answers 424 for the reasons UPSTREAM_TOO_LARGE and UPSTREAM_MALFORMED.
+ */
+export function egressStatusError({ kind, message, denial }: EgressError): StatusError {
+  switch (kind) {
+    case "denied":
+      return denial ? denialError(denial) : new StatusError("PERMISSION_DENIED", "DESTINATION_DENIED", message);
+    case "invalid":
+      return new StatusError("INTERNAL", "INTERNAL", "The request could not be formed.");
+    case "connect":
+      return new StatusError("UNAVAILABLE", "UPSTREAM_UNREACHABLE", message);
+    case "reset":
+      return new StatusError("UNAVAILABLE", "UPSTREAM_RESET", message);
+    case "timeout":
+      return new StatusError("DEADLINE_EXCEEDED", "UPSTREAM_TIMEOUT", message);
+    case "too_large":
+      return new StatusError("RESOURCE_EXHAUSTED", "UPSTREAM_TOO_LARGE", message);
+    case "malformed":
+      return new StatusError("FAILED_PRECONDITION", "UPSTREAM_MALFORMED", message);
+    case "aborted":
+      return new StatusError("CANCELLED", "CANCELLED", message);
+  }
+}
