@@ -25,7 +25,8 @@ const hopMs = 20;
 export interface ClientOptions {
   /** `host:port`, or any other gRPC target. */
   readonly address: string;
-  readonly tls: TlsIdentity;
+  /** Without a certificate of its own the client speaks to public addresses alone, with a bearer token. */
+  readonly tls: Pick<TlsIdentity, "ca" | "trustDomain"> & Partial<Pick<TlsIdentity, "certificate" | "key">>;
   /** The service that must hold the other side's certificate. */
   readonly service: string;
 }
@@ -38,8 +39,8 @@ export function createClient<D extends ServiceDefinition>(
   const { tls: identity } = options;
   const credentials = grpc.credentials.createSsl(
     Buffer.from(identity.ca),
-    Buffer.from(identity.key),
-    Buffer.from(identity.certificate),
+    identity.key === undefined ? null : Buffer.from(identity.key),
+    identity.certificate === undefined ? null : Buffer.from(identity.certificate),
     {
       checkServerIdentity: (_host, certificate) =>
         serviceOfCertificate(certificate.subjectaltname, identity.trustDomain) === options.service
