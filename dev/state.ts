@@ -63,17 +63,24 @@ export async function prepareState(directory: string, ports: Ports): Promise<Sta
       "sandbox-client": secret("sandbox-client-secret"),
     },
   };
-  for (const file of Object.values(state.passwordFiles)) {
-    if (!existsSync(file)) await writePrivateFile(file, randomBytes(32).toString("base64url"));
-  }
-  if (!existsSync(state.tokenKeyFile)) {
-    const { privateKey } = generateKeyPairSync("ed25519");
-    await writePrivateFile(state.tokenKeyFile, privateKey.export({ type: "pkcs8", format: "pem" }).toString());
-  }
+  for (const file of Object.values(state.passwordFiles)) await ensurePassword(file);
+  await ensureTokenKey(state.tokenKeyFile);
   // Never beside data that an earlier key has sealed: the vault then says that it is sealed.
   if (isNew && !existsSync(state.keyringFile)) await createKeyringFile({ path: state.keyringFile, now: Date.now });
   await writeCatalog(state.catalog, ports.sandbox);
   return state;
+}
+
+/** Makes a random password unless the file is there. */
+export async function ensurePassword(file: string): Promise<void> {
+  if (!existsSync(file)) await writePrivateFile(file, randomBytes(32).toString("base64url"));
+}
+
+/** Makes the key that access tokens are signed with unless the file is there. */
+export async function ensureTokenKey(file: string): Promise<void> {
+  if (existsSync(file)) return;
+  const { privateKey } = generateKeyPairSync("ed25519");
+  await writePrivateFile(file, privateKey.export({ type: "pkcs8", format: "pem" }).toString());
 }
 
 async function makeFolder(path: string): Promise<void> {

@@ -1,0 +1,212 @@
+// `npm run demo`: the main job against the running stack, step by step with timings and without a browser: connect an
+// account by OAuth, forward a request, let the token end, forward again, revoke all, be refused. Ends with status 1 when
+// any step does not go as it must.
+import { readFileSync } from "node:fs";
+import { request } from "node:https";
+import { setTimeout as sleep } from "node:timers/promises";
+import { readConfig } from "#libs/config.ts";
+import { StatusError } from "#libs/errors.ts";
+import { createClient } from "#libs/rpc-client.ts";
+import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import { type ConnectionFile, readConnection } from "./bootstrap.ts";
+import { answerConsent } from "./sandbox-consent.ts";
+import { trustDomain } from "./state.ts";
+
+/** Runs the demo. Throws at the first surprise. `print` gets one line per step. */
+export async function runDemo(connection: ConnectionFile, print: (line: string) => void): Promise<void> {
+  const { project_id: projectId, gateway_url: gateway, sandbox } = connection;
+  const ca = readFileSync(connection.ca_file, "utf8");
+  const tls = { ca, trustDomain };
+  const account = createClient(AccountServiceDefinition, { address: connection.grpc.account, tls, service: "account" });
+  const proxy = createClient(ProxyServiceDefinition, { address: connection.grpc.proxy, tls, service: "proxy" });
+  const sandboxOrigin = new URL(sandbox.api_url).origin;
+  const externalUserId = `demo-${Date.now()}`;
+  const environment = Environment.DEVELOPMENT;
+  const step = async <T>(what: string, work: () => Promise<readonly [outcome: string, value: T]>): Promise<T> => {
+    const startMs = performance.now();
+    const [outcome, value] = await work();
+    print(`${`${(performance.now() - startMs).toFixed(0)} ms`.padStart(8)}  ${what}: ${outcome}`);
+    return value;
+  };
+
+  try {
+    const token = await step("get an access token", async () => {
+      const answer = await post(`${gateway}/v1/oauth/token`, {
+        grant_type: "client_credentials",
+        client_id: connection.client_id,
+        client_secret: connection.client_secret,
+      });
+      expect(answer.token_type === "Bearer", `token_type is ${answer.token_type}`);
+      return [`good for ${answer.expires_in} s`, String(answer.access_token)];
+    });
+    const call = () => ({ deadlineMs: Date.now() + 30_000, token });
+    const headers = { authorization: `Bearer ${token}`, "x-pd-environment": connection.environment };
+
+    const link = await step("create a connect token", async () => {
+      const body = { external_user_id: externalUserId, app_id: sandbox.app };
+      const answer = await post(`${gateway}/v1/connect/${projectId}/tokens`, body, headers);
+      return [`for ${externalUserId}, until ${answer.expires_at}`, String(answer.connect_link_url)];
+    });
+
+    const lifetimeSeconds = 3;
+    await setAccessTokenSeconds(sandboxOrigin, ca, lifetimeSeconds);
+    const accountId = await step("connect the sandbox account by OAuth", async () => {
+      await walkConnectPage(link, ca);
+      const { accounts } = await account.listAccounts({ projectId, environment, externalUserId }, call());
+      expect(accounts.length === 1, `${accounts.length} accounts are connected`);
+      return [`${accounts[0]?.id} (${accounts[0]?.name})`, accounts[0]?.id ?? ""];
+    });
+
+    const forward = async () => {
+      const answer = await proxy.forward(
+        {
+          projectId,
+          environment,
+          externalUserId,
+          accountId,
+          method: "POST",
+          url: "/echo/hello?x=1",
+          body: Buffer.from("hi"),
+        },
+        call(),
+      );
+      const echo = JSON.parse(answer.body.toString());
+      expect(answer.status === 200, `the sandbox answered ${answer.status}`);
+      expect(echo.path.endsWith("/echo/hello") && echo.body === "hi", "the echo is not what was sent");
+      return { fingerprint: String(echo.headers.authorization), refreshed: answer.refreshed };
+    };
+    const first = await step("forward a request over gRPC", async () => {
+      const { fingerprint, refreshed } = await forward();
+      expect(!refreshed, "a new token was refreshed");
+      return [`200, credential ${fingerprint}`, fingerprint];
+    });
+
+    await step("let the access token end", async () => {
+      await sleep(lifetimeSeconds * 1000);
+      return [`after ${lifetimeSeconds} s`, undefined];
+    });
+    const second = await step("forward again, over gRPC", async () => {
+      const { fingerprint, refreshed } = await forward();
+      expect(refreshed && fingerprint !== first, "the token was not refreshed");
+      return [`200, refreshed, credential ${fingerprint}`, fingerprint];
+    });
+    await setAccessTokenSeconds(sandboxOrigin, ca, 3600);
+
+    await step("forward again, over REST", async () => {
+      const target = Buffer.from(`${sandbox.api_url}/echo/rest`).toString("base64url");
+      const query = `external_user_id=${externalUserId}&account_id=${accountId}`;
+      const answer = await fetch(`${gateway}/v1/connect/${projectId}/proxy/${target}?${query}`, { headers });
+      expect(answer.status === 200, `the gateway answered ${answer.status}: ${await answer.clone().text()}`);
+      const { headers: sent } = (await answer.json()) as { headers: Record<string, string> };
+      return [`200, credential ${sent.authorization}${sent.authorization === second ? ", the same" : ""}`, undefined];
+    });
+
+    const before = await revocations(sandboxOrigin, ca);
+    await step("revoke every account of the user", async () => {
+      const target = { $case: "externalUserId", value: externalUserId } as const;
+      const receipts = [];
+      for await (const { receipt } of account.revokeAllAccounts({ projectId, environment, target }, call())) {
+        receipts.push(receipt);
+      }
+      expect(receipts.length === 1 && receipts[0]?.accountId === accountId, `${receipts.length} receipts came`);
+      return [`1 receipt, destroyed ${receipts[0]?.destroyTime?.toISOString()}`, undefined];
+    });
+    await step("forward once more", async () => {
+      const outcome = await forward().catch((error: unknown) => error);
+      expect(outcome instanceof StatusError && outcome.reason === "ACCOUNT_REVOKED", "the request was not refused");
+      return [`refused, ${outcome.code} ${outcome.reason}: ${outcome.message}`, undefined];
+    });
+    await step("wait for the provider to be told", async () => {
+      const deadlineMs = Date.now() + 15_000;
+      while ((await revocations(sandboxOrigin, ca)) === before) {
+        expect(Date.now() < deadlineMs, "the provider's revocation endpoint was not called within 15 s");
+        await sleep(100);
+      }
+      return ["its revocation endpoint was called", undefined];
+    });
+  } finally {
+    account.close();
+    proxy.close();
+  }
+}
+
+function expect(condition: boolean, surprise: string): asserts condition {
+  if (!condition) throw new Error(surprise);
+}
+
+async function post(url: string, body: object, headers: Record<string, string> = {}): Promise<Record<string, unknown>> {
+  const answer = await fetch(url, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...headers },
+    body: JSON.stringify(body),
+  });
+  expect(answer.ok, `POST ${url} answered ${answer.status}: ${await answer.clone().text()}`);
+  return (await answer.json()) as Record<string, unknown>;
+}
+
+/** Plays the browser: the connect page, its form, the provider's consent, and the way back. */
+async function walkConnectPage(link: string, ca: string): Promise<void> {
+  const page = await fetch(link);
+  const html = await page.text();
+  const [, action] = /<form[^>]*action="([^"]+)"/.exec(html) ?? [];
+  expect(page.ok && action !== undefined, `the connect page answered ${page.status}: ${html.slice(0, 300)}`);
+  const form = new URLSearchParams(
+    [...html.matchAll(/<input[^>]*type="hidden"[^>]*name="([^"]+)"[^>]*value="([^"]*)"/g)].map(
+      ([, name = "", value = ""]) => [name, value],
+    ),
+  );
+  const cookies = (answer: Response) =>
+    answer.headers
+      .getSetCookie()
+      .map((cookie) => cookie.split(";")[0])
+      .join("; ");
+  const started = await fetch(new URL(action.replaceAll("&amp;", "&"), link), {
+    method: "POST",
+    body: form,
+    headers: { cookie: cookies(page), origin: new URL(link).origin },
+    redirect: "manual",
+  });
+  const authorizationUrl = started.headers.get("location");
+  expect(
+    authorizationUrl !== null,
+    `the connect page's form answered ${started.status}: ${await started.clone().text()}`,
+  );
+  const callback = await answerConsent({ authorizationUrl, decision: "allow", name: "Demo User", ca });
+  const ended = await fetch(callback, { headers: { cookie: cookies(started) }, redirect: "manual" });
+  expect(ended.status < 400, `the callback answered ${ended.status}: ${await ended.clone().text()}`);
+}
+
+async function setAccessTokenSeconds(origin: string, ca: string, seconds: number): Promise<void> {
+  await sandboxRequest(`${origin}/admin/access-token-seconds`, ca, JSON.stringify({ seconds }));
+}
+
+async function revocations(origin: string, ca: string): Promise<number> {
+  return JSON.parse(await sandboxRequest(`${origin}/stats`, ca)).revocationRequests;
+}
+
+/** GET, or POST with a body, to the sandbox, whose certificate comes from the stack's own authority. */
+function sandboxRequest(url: string, ca: string, body?: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const sent = request(url, { ca, agent: false, method: body === undefined ? "GET" : "POST" }, async (answer) => {
+      const text = (await answer.setEncoding("utf8").toArray()).join("");
+      if (answer.statusCode === 200) resolve(text);
+      else reject(new Error(`${url} answered ${answer.statusCode}: ${text}`));
+    });
+    sent.on("error", reject).end(body);
+  });
+}
+
+if (import.meta.main) {
+  const { DEPUTY_STATE_DIRECTORY: directory } = readConfig({
+    DEPUTY_STATE_DIRECTORY: { kind: "path", default: ".deputy", help: "The state directory of the running stack." },
+  });
+  try {
+    await runDemo(await readConnection(`${directory}/connection.json`), (line) => console.log(line));
+    console.log("The main job works.");
+  } catch (error) {
+    console.error((error as Error).message);
+    process.exitCode = 1;
+  }
+}
