@@ -54,6 +54,7 @@ export async function ensureConnection(state: State, ports: Ports): Promise<Conn
       sandbox: { app: "sandbox", api_url: `https://localhost:${ports.sandbox}/api` },
     };
     await writePrivateFile(state.connectionFile, `${JSON.stringify(connection, undefined, 2)}\n`);
+    await writePrivateFile(state.shellFile, shellVariables(connection));
     return connection;
   } finally {
     account.close();
@@ -85,6 +86,22 @@ async function createCredentials(state: State, account: AccountClient): Promise<
   const oauthClient = { clientId: "deputy", clientSecret: readSecret(state.passwordFiles["sandbox-client"]) };
   await account.createOauthApp({ projectId, appSlug: "sandbox", name: "npm start", ...oauthClient }, soon());
   return { project_id: projectId, client_id: apiClient?.id ?? "", client_secret: clientSecret };
+}
+
+/** The same for a shell, to be read by `source .deputy/env`. */
+function shellVariables({ gateway_url, project_id, client_id, client_secret, grpc, ca_file }: ConnectionFile): string {
+  const variables = {
+    GATEWAY: gateway_url,
+    PROJECT: project_id,
+    CLIENT_ID: client_id,
+    CLIENT_SECRET: client_secret,
+    ACCOUNT_SERVICE: grpc.account,
+    PROXY_SERVICE: grpc.proxy,
+    CA_FILE: ca_file,
+  };
+  return Object.entries(variables)
+    .map(([name, value]) => `${name}='${value.replaceAll("'", "'\\''")}'\n`)
+    .join("");
 }
 
 /** Reads `connection.json`. Throws one sentence when it is not there. */

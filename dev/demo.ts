@@ -2,7 +2,6 @@
 // account by OAuth, forward a request, let the token end, forward again, revoke all, be refused. Ends with status 1 when
 // any step does not go as it must.
 import { readFileSync } from "node:fs";
-import { request } from "node:https";
 import { setTimeout as sleep } from "node:timers/promises";
 import { readConfig } from "#libs/config.ts";
 import { StatusError } from "#libs/errors.ts";
@@ -11,7 +10,8 @@ import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_servi
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { type ConnectionFile, readConnection } from "./bootstrap.ts";
-import { answerConsent } from "./sandbox-consent.ts";
+import { walkConnectPage } from "./connect-page.ts";
+import { sandboxRequest } from "./sandbox-request.ts";
 import { trustDomain } from "./state.ts";
 
 /** Runs the demo. Throws at the first surprise. `print` gets one line per step. */
@@ -21,7 +21,7 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
   const tls = { ca, trustDomain };
   const account = createClient(AccountServiceDefinition, { address: connection.grpc.account, tls, service: "account" });
   const proxy = createClient(ProxyServiceDefinition, { address: connection.grpc.proxy, tls, service: "proxy" });
-  const sandboxOrigin = new URL(sandbox.api_url).origin;
+  const ofSandbox = (path: string, body?: object) => sandboxRequest(new URL(path, sandbox.api_url), ca, body);
   const externalUserId = `demo-${Date.now()}`;
   const environment = Environment.DEVELOPMENT;
   const step = async <T>(what: string, work: () => Promise<readonly [outcome: string, value: T]>): Promise<T> => {
@@ -51,9 +51,10 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
     });
 
     const lifetimeSeconds = 3;
-    await setAccessTokenSeconds(sandboxOrigin, ca, lifetimeSeconds);
+    await ofSandbox("/admin/access-token-seconds", { seconds: lifetimeSeconds });
     const accountId = await step("connect the sandbox account by OAuth", async () => {
-      await walkConnectPage(link, ca);
+      const answer = await walkConnectPage({ link, name: "Demo User", ca });
+      expect(answer.status < 400, `the callback answered ${answer.status}: ${await answer.clone().text()}`);
       const { accounts } = await account.listAccounts({ projectId, environment, externalUserId }, call());
       expect(accounts.length === 1, `${accounts.length} accounts are connected`);
       return [`${accounts[0]?.id} (${accounts[0]?.name})`, accounts[0]?.id ?? ""];
@@ -92,7 +93,7 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
       expect(refreshed && fingerprint !== first, "the token was not refreshed");
       return [`200, refreshed, credential ${fingerprint}`, fingerprint];
     });
-    await setAccessTokenSeconds(sandboxOrigin, ca, 3600);
+    await ofSandbox("/admin/access-token-seconds", { seconds: 3600 });
 
     await step("forward again, over REST", async () => {
       const target = Buffer.from(`${sandbox.api_url}/echo/rest`).toString("base64url");
@@ -103,7 +104,7 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
       return [`200, credential ${sent.authorization}${sent.authorization === second ? ", the same" : ""}`, undefined];
     });
 
-    const before = await revocations(sandboxOrigin, ca);
+    const { revocationRequests: before } = await ofSandbox("/stats");
     await step("revoke every account of the user", async () => {
       const target = { $case: "externalUserId", value: externalUserId } as const;
       const receipts = [];
@@ -120,7 +121,7 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
     });
     await step("wait for the provider to be told", async () => {
       const deadlineMs = Date.now() + 15_000;
-      while ((await revocations(sandboxOrigin, ca)) === before) {
+      while ((await ofSandbox("/stats")).revocationRequests === before) {
         expect(Date.now() < deadlineMs, "the provider's revocation endpoint was not called within 15 s");
         await sleep(100);
       }
@@ -144,58 +145,6 @@ async function post(url: string, body: object, headers: Record<string, string> =
   });
   expect(answer.ok, `POST ${url} answered ${answer.status}: ${await answer.clone().text()}`);
   return (await answer.json()) as Record<string, unknown>;
-}
-
-/** Plays the browser: the connect page, its form, the provider's consent, and the way back. */
-async function walkConnectPage(link: string, ca: string): Promise<void> {
-  const page = await fetch(link);
-  const html = await page.text();
-  const [, action] = /<form[^>]*action="([^"]+)"/.exec(html) ?? [];
-  expect(page.ok && action !== undefined, `the connect page answered ${page.status}: ${html.slice(0, 300)}`);
-  const form = new URLSearchParams(
-    [...html.matchAll(/<input[^>]*type="hidden"[^>]*name="([^"]+)"[^>]*value="([^"]*)"/g)].map(
-      ([, name = "", value = ""]) => [name, value],
-    ),
-  );
-  const cookies = (answer: Response) =>
-    answer.headers
-      .getSetCookie()
-      .map((cookie) => cookie.split(";")[0])
-      .join("; ");
-  const started = await fetch(new URL(action.replaceAll("&amp;", "&"), link), {
-    method: "POST",
-    body: form,
-    headers: { cookie: cookies(page), origin: new URL(link).origin },
-    redirect: "manual",
-  });
-  const authorizationUrl = started.headers.get("location");
-  expect(
-    authorizationUrl !== null,
-    `the connect page's form answered ${started.status}: ${await started.clone().text()}`,
-  );
-  const callback = await answerConsent({ authorizationUrl, decision: "allow", name: "Demo User", ca });
-  const ended = await fetch(callback, { headers: { cookie: cookies(started) }, redirect: "manual" });
-  expect(ended.status < 400, `the callback answered ${ended.status}: ${await ended.clone().text()}`);
-}
-
-async function setAccessTokenSeconds(origin: string, ca: string, seconds: number): Promise<void> {
-  await sandboxRequest(`${origin}/admin/access-token-seconds`, ca, JSON.stringify({ seconds }));
-}
-
-async function revocations(origin: string, ca: string): Promise<number> {
-  return JSON.parse(await sandboxRequest(`${origin}/stats`, ca)).revocationRequests;
-}
-
-/** GET, or POST with a body, to the sandbox, whose certificate comes from the stack's own authority. */
-function sandboxRequest(url: string, ca: string, body?: string): Promise<string> {
-  return new Promise((resolve, reject) => {
-    const sent = request(url, { ca, agent: false, method: body === undefined ? "GET" : "POST" }, async (answer) => {
-      const text = (await answer.setEncoding("utf8").toArray()).join("");
-      if (answer.statusCode === 200) resolve(text);
-      else reject(new Error(`${url} answered ${answer.statusCode}: ${text}`));
-    });
-    sent.on("error", reject).end(body);
-  });
 }
 
 if (import.meta.main) {

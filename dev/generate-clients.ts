@@ -51,7 +51,9 @@ export function generateClient(language: Language): void {
 function generatePython(): void {
   const target = join(root, "clients/python/gen");
   const requirements = join(root, "clients/python/requirements.txt");
-  run("python3", ["-m", "venv", pythonTools]);
+  // Made anew when its Python is gone, as after an upgrade of the machine's.
+  const works = spawnSync(pythonExecutable, ["-m", "pip", "--version"]).status === 0;
+  if (!works) run("python3", ["-m", "venv", "--clear", pythonTools]);
   run(pythonExecutable, [
     "-m",
     "pip",

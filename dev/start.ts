@@ -1,9 +1,8 @@
 // `npm start`: the whole of Deputy on this machine, with a sandbox provider to try it on. Ctrl-C stops it; a second start
 // finds everything as it was.
 import { readConfig } from "#libs/config.ts";
-import type { ConnectionFile } from "./bootstrap.ts";
 import { listeners, type Ports } from "./ports.ts";
-import { startStack } from "./stack.ts";
+import { type Stack, startStack } from "./stack.ts";
 
 const port = (name: keyof typeof listeners, what: string) =>
   ({ kind: "integer", default: String(listeners[name].port), help: `Port of ${what}, on 127.0.0.1.` }) as const;
@@ -63,7 +62,7 @@ try {
     console.error(error.message);
     stop(1);
   });
-  console.log(describe(stack.connection, stack.state.connectionFile, stack.state.logs));
+  console.log(describe(stack));
   console.log("ready");
 } catch (error) {
   console.error((error as Error).message);
@@ -71,43 +70,37 @@ try {
 }
 
 /** Where everything is, and lines to copy. */
-function describe(connection: ConnectionFile, connectionFile: string, logs: string): string {
-  const { gateway_url: gateway, project_id: project, client_id, client_secret, grpc, ca_file, sandbox } = connection;
-  const json = "-H 'content-type: application/json'";
-  const environment = `-H 'x-pd-environment: ${connection.environment}'`;
-  const bearer = '-H "authorization: Bearer $TOKEN"';
-  const target = Buffer.from(`${sandbox.api_url}/echo/hello`).toString("base64url");
-  const forward = JSON.stringify({
-    project_id: project,
-    environment: "ENVIRONMENT_DEVELOPMENT",
-    external_user_id: "user-1",
-    account_id: "$ACCOUNT",
-    method: "GET",
-    url: "/echo/hello",
-  }).replaceAll('"', '\\"');
+function describe({ connection, state }: Stack): string {
+  const { gateway_url, grpc, sandbox } = connection;
+  const echo = Buffer.from(`${sandbox.api_url}/echo/hello`).toString("base64url");
   return `
-gateway      ${gateway}   (REST, connect page)
-account      ${grpc.account}   (gRPC, bearer token)
-proxy        ${grpc.proxy}   (gRPC, bearer token)
-vault        ${grpc.vault}   (gRPC, services only)
-sandbox      ${new URL(sandbox.api_url).origin}   (an OAuth provider to try it on)
-connection   ${connectionFile}
-logs         ${logs}
+gateway      ${gateway_url}   REST, connect page
+account      ${grpc.account}          gRPC, bearer token
+proxy        ${grpc.proxy}          gRPC, bearer token
+vault        ${grpc.vault}          gRPC, services only
+sandbox      ${new URL(sandbox.api_url).origin}  an OAuth provider to try it on
+connection   ${state.connectionFile}
+logs         ${state.logs}
 
-Get a token, and a link to connect the sandbox account of user-1 (open it in a browser; its certificate is your own):
+In another terminal, get a token and a link to connect the sandbox account of user-1, and open the link in a browser
+(the sandbox's certificate comes from your own authority, so the browser asks):
 
-  TOKEN=$(curl -s ${gateway}/v1/oauth/token ${json} -d '{"grant_type":"client_credentials","client_id":"${client_id}","client_secret":"${client_secret}"}' | sed 's/.*"access_token":"\\([^"]*\\)".*/\\1/')
-  curl -s ${gateway}/v1/connect/${project}/tokens ${bearer} ${environment} ${json} -d '{"external_user_id":"user-1","app_id":"${sandbox.app}"}'
+  source ${state.shellFile}
+  TOKEN=$(curl -s $GATEWAY/v1/oauth/token -d grant_type=client_credentials -d client_id=$CLIENT_ID -d client_secret=$CLIENT_SECRET | sed 's/.*"access_token":"\\([^"]*\\)".*/\\1/')
+  auth=(-H "authorization: Bearer $TOKEN" -H "x-pd-environment: development")
+  curl -s $GATEWAY/v1/connect/$PROJECT/tokens "\${auth[@]}" -H 'content-type: application/json' -d '{"external_user_id":"user-1","app_id":"${sandbox.app}"}'
 
-Find the account and forward a request, over REST:
+Forward a request with the account's credential, over REST:
 
-  ACCOUNT=$(curl -s "${gateway}/v1/connect/${project}/accounts?external_user_id=user-1" ${bearer} ${environment} | sed 's/.*"id":"\\(apn_[^"]*\\)".*/\\1/')
-  curl -s "${gateway}/v1/connect/${project}/proxy/${target}?external_user_id=user-1&account_id=$ACCOUNT" ${bearer} ${environment}
+  ACCOUNT=$(curl -s "$GATEWAY/v1/connect/$PROJECT/accounts?external_user_id=user-1&app=${sandbox.app}" "\${auth[@]}" | grep -o 'apn_[0-9A-Za-z]*' | head -1)
+  curl -s "$GATEWAY/v1/connect/$PROJECT/proxy/${echo}?external_user_id=user-1&account_id=$ACCOUNT" "\${auth[@]}"
 
-The same over gRPC:
+and over gRPC:
 
-  npx buf curl --schema proto --protocol grpc --cacert ${ca_file} ${bearer} -H 'grpc-timeout: 10S' -d "${forward}" https://${grpc.proxy}/deputy.proxy.v1.ProxyService/Forward
+  npx buf curl --schema proto --protocol grpc --cacert $CA_FILE -H "authorization: Bearer $TOKEN" -H 'grpc-timeout: 10S' \\
+    -d '{"environment":"ENVIRONMENT_DEVELOPMENT","external_user_id":"user-1","account_id":"'$ACCOUNT'","method":"GET","url":"/echo/hello"}' \\
+    https://$PROXY_SERVICE/deputy.proxy.v1.ProxyService/Forward
 
-Or let a script do it all: npm run demo
+Or watch all of it done by a script: npm run demo
 `;
 }

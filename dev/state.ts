@@ -22,6 +22,7 @@ export interface State {
   readonly logs: string;
   readonly compileCache: string;
   readonly connectionFile: string;
+  readonly shellFile: string;
   readonly keyringFile: string;
   readonly tokenKeyFile: string;
   readonly passwordFiles: Readonly<
@@ -53,6 +54,7 @@ export async function prepareState(directory: string, ports: Ports): Promise<Sta
     logs: at("logs"),
     compileCache: at("compile-cache"),
     connectionFile: at("connection.json"),
+    shellFile: at("env"),
     keyringFile: secret("keyring.json"),
     tokenKeyFile: secret("token-key.pem"),
     passwordFiles: {
