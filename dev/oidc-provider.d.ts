@@ -62,13 +62,19 @@ declare module "oidc-provider" {
     | { readonly login: { readonly accountId: string }; readonly consent: { readonly grantId: string } }
     | { readonly error: string; readonly error_description: string };
 
+  export interface TokenModel {
+    readonly prototype: { generateTokenId(): string };
+  }
+
   export class Provider {
     constructor(issuer: string, configuration: Readonly<Record<string, unknown>>);
     readonly Grant: {
       new (about: { readonly accountId: string; readonly clientId: string }): Grant;
       find(id: string): Promise<Grant | undefined>;
     };
-    readonly AccessToken: { find(value: string): Promise<AccessToken | undefined> };
+    readonly AccessToken: TokenModel & { find(value: string): Promise<AccessToken | undefined> };
+    readonly RefreshToken: TokenModel;
+    readonly AuthorizationCode: TokenModel;
     callback(): (request: IncomingMessage, response: ServerResponse) => Promise<void>;
     interactionDetails(request: IncomingMessage, response: ServerResponse): Promise<Interaction>;
     interactionFinished(

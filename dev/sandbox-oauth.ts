@@ -9,6 +9,9 @@ const daySeconds = 86_400;
 const scopes = ["openid", "offline_access", "profile", "read", "write"] as const;
 const grantTypes = ["authorization_code", "refresh_token"] as const;
 
+/** What every token and code begins with, as many providers have it: so that one that leaks is found. */
+const tokenPrefix = "sandbox-token-";
+
 /** What has been asked of the provider since its start: numbers only. */
 export interface SandboxStats {
   /** By grant type, then by outcome: `success` or the OAuth error code. */
@@ -145,6 +148,13 @@ export function createSandboxOauth(options: SandboxOauthOptions): SandboxOauth {
       Grant: () => 3650 * daySeconds,
     },
   });
+
+  for (const { prototype } of [provider.AccessToken, provider.RefreshToken, provider.AuthorizationCode]) {
+    const generate = prototype.generateTokenId;
+    prototype.generateTokenId = function () {
+      return tokenPrefix + generate.call(this);
+    };
+  }
 
   function countTokenRequest({ oidc }: Context, outcome: string): void {
     const grantType = grantTypes.find((known) => known === oidc.params?.grant_type) ?? "other";

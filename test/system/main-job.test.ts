@@ -3,12 +3,12 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { openConnection } from "#libs/database.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { runDemo } from "../../dev/demo.ts";
 import { readSecret } from "../../dev/state.ts";
 import { atDatabase } from "../../migrations/databases.ts";
 import { findLeaks } from "../support/leaks.ts";
+import { dumpDatabase } from "../support/postgres.ts";
 import { connectSandbox, startTestStack } from "../support/stack.ts";
 
 const stack = await startTestStack();
@@ -63,7 +63,8 @@ test("leaves no secret in the databases or in the logs", async () => {
   };
   expect(Object.keys(secrets).filter((name) => /^(AccessToken|RefreshToken)/.test(name)).length).toBeGreaterThan(1);
   for (const database of ["deputy_account", "deputy_vault"]) {
-    const dump = await dumpDatabase(database);
+    const { url, password } = stack.postgres;
+    const dump = await dumpDatabase({ url: atDatabase(url, database), password });
     expect(dump).toContain(accountId);
     expect(findLeaks(dump, secrets), database).toEqual([]);
   }
@@ -76,30 +77,8 @@ test("leaves no secret in the databases or in the logs", async () => {
 function sandboxSecrets(): Record<string, string> {
   const found: Record<string, string> = {};
   const state = readFileSync(join(stack.state.sandbox, "sandbox-provider.json"), "utf8");
-  for (const [, model = "", id = ""] of state.matchAll(/(AccessToken|RefreshToken|AuthorizationCode):([\w-]{20,})/g)) {
+  for (const [, model = "", id = ""] of state.matchAll(/(AccessToken|RefreshToken|AuthorizationCode):(sandbox-token-[\w-]{20,})/g)) {
     found[`${model}:${id}`] = id;
   }
   return found;
-}
-
-async function dumpDatabase(database: string): Promise<string> {
-  const { url, password } = stack.postgres;
-  const db = await openConnection({
-    url: atDatabase(url, database),
-    password,
-    applicationName: "test",
-    statementTimeoutMs: 30_000,
-  });
-  try {
-    const tables = await db.query<{ name: string }>(
-      `select format('%I.%I', schemaname, tablename) as name from pg_tables
-       where schemaname not in ('pg_catalog', 'information_schema')`,
-    );
-    const rows = [];
-    for (const { name } of tables)
-      rows.push(...(await db.query<{ row: string }>(`select t::text as row from ${name} t`)));
-    return rows.map(({ row }) => row).join("\n");
-  } finally {
-    await db.end();
-  }
 }
