@@ -18,7 +18,7 @@ export type Language = "python" | "go";
 export const languages: readonly Language[] = ["python", "go"];
 
 /** The Python that has the generated client and what it needs. */
-export const pythonExecutable = join(pythonTools, process.platform === "win32" ? "Scripts/python.exe" : "bin/python");
+export const pythonExecutable = join(pythonTools, "bin/python");
 
 const generators = { python: generatePython, go: generateGo };
 
@@ -42,7 +42,7 @@ export function missingToolchain(language: Language): string | undefined {
 }
 
 /** Writes the client of a language. Downloads the generators when they are not there yet. */
-export function generateClient(language: Language): void {
+function generateClient(language: Language): void {
   const missing = missingToolchain(language);
   if (missing !== undefined) throw new Error(missing);
   generators[language]();

@@ -1,6 +1,6 @@
 // The whole of Deputy as true processes, for one test file: its own state directory, ports that are free, everything gone
 // at the end.
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { chmod, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll } from "vitest";
@@ -32,6 +32,8 @@ export interface TestStack extends Stack {
 /** Starts a stack at the top level of a test file. */
 export async function startTestStack(options: { accessTokenSeconds?: number } = {}): Promise<TestStack> {
   const stateDirectory = await mkdtemp(join(tmpdir(), "deputy-stack-"));
+  // Postgres runs under another user when started by root, and must get through.
+  await chmod(stateDirectory, 0o711);
   const ports = await freePorts();
   const stack = await startStack({ stateDirectory, ports, durable: false, ...options });
   const { connection } = stack;

@@ -1,7 +1,7 @@
 // `npm start` as a person runs it: twice, killed, and where it cannot work.
 import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { chmodSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -12,6 +12,8 @@ import { freePorts, listeners, type Ports } from "../../dev/ports.ts";
 
 const root = join(import.meta.dirname, "../..");
 const folder = mkdtempSync(join(tmpdir(), "deputy-start-"));
+// Postgres runs under another user when started by root, and must get through.
+chmodSync(folder, 0o711);
 const stateDirectory = join(folder, "state");
 const ports = await freePorts();
 const started: ChildProcess[] = [];
