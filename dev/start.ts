@@ -97,7 +97,7 @@ Forward a request with the account's credential, over REST:
 
 and over gRPC:
 
-  npx buf curl --schema proto --protocol grpc --cacert $CA_FILE -H "authorization: Bearer $TOKEN" -H 'grpc-timeout: 10S' \\
+  npx buf curl --schema proto --protocol grpc --cacert $CA_FILE -H "authorization: Bearer $TOKEN" --timeout 10s \\
     -d '{"environment":"ENVIRONMENT_DEVELOPMENT","external_user_id":"user-1","account_id":"'$ACCOUNT'","method":"GET","url":"/echo/hello"}' \\
     https://$PROXY_SERVICE/deputy.proxy.v1.ProxyService/Forward
 

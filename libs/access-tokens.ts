@@ -43,13 +43,24 @@ export function accessTokenVerifier(
   const verdicts = new Map<string, TokenIdentity>();
   let keys: ReturnType<typeof createLocalJWKSet> | undefined;
   let fetchedMs = Number.NEGATIVE_INFINITY;
+  let fetching: Promise<void> | undefined;
 
-  async function refreshKeys(): Promise<void> {
-    fetchedMs = now();
+  async function fetchOnce(): Promise<void> {
     const found = await fetchKeys();
     keys = createLocalJWKSet({
       keys: found.map(({ keyId, x }) => ({ kty: "OKP", crv: "Ed25519", alg: "EdDSA", kid: keyId, x })),
     });
+  }
+
+  // All that need the keys at the same time wait for one fetch, which may bring what each is looking for.
+  function refreshKeys(): Promise<void> {
+    if (fetching === undefined) {
+      fetchedMs = now();
+      fetching = fetchOnce().finally(() => {
+        fetching = undefined;
+      });
+    }
+    return fetching;
   }
 
   async function verify(token: string): Promise<JWTPayload> {
@@ -59,7 +70,8 @@ export function accessTokenVerifier(
     try {
       return await attempt();
     } catch (error) {
-      if (!(error instanceof errors.JWKSNoMatchingKey) || now() - fetchedMs < keyRefreshMs) throw error;
+      if (!(error instanceof errors.JWKSNoMatchingKey)) throw error;
+      if (fetching === undefined && now() - fetchedMs < keyRefreshMs) throw error;
       await refreshKeys();
       return await attempt();
     }

@@ -2,7 +2,7 @@
 // registries, or lie in a private range that the operator has opened. One bad answer refuses the name, so that a resolver
 // that mixes good and bad addresses gains nothing.
 import { BlockList, isIPv4, isIPv6 } from "node:net";
-import { type Denial, forbidden } from "#libs/verdict.ts";
+import { type Denial, forbidden } from "./verdict.ts";
 
 // First match wins, so a range stands before the range that contains it.
 const ipv4Classes = [

@@ -105,4 +105,9 @@ export function bindToToken(request: object, token: TokenIdentity | undefined): 
     scoped.externalUserId ||= token.externalUserId;
     if (token.externalUserId !== scoped.externalUserId) throw notFound("user");
   }
+  // A streamed request carries its scope in the head, one case of a oneof: `{ $case, value }`.
+  for (const part of Object.values(request)) {
+    if (typeof part?.$case !== "string" || typeof part.value !== "object" || part.value instanceof Uint8Array) continue;
+    bindToToken(part.value, token);
+  }
 }

@@ -19,7 +19,7 @@ const customField = z.strictObject({
   /** Sealed, never shown, and typed in as a password. */
   secret: z.boolean().default(false),
   /** A regular expression that the whole value must match. */
-  pattern: z.string().optional(),
+  pattern: z.string().refine(isPattern, "is not a regular expression").optional(),
   /** The values allowed. */
   values: z.array(z.string()).optional(),
 });
@@ -126,6 +126,18 @@ export function fieldFaults(
 function valueFault(field: CustomField, value: string): string | undefined {
   if (value === "") return field.optional ? undefined : "is required";
   if (field.values !== undefined && !field.values.includes(value)) return `must be one of ${field.values.join(", ")}`;
-  const matches = field.pattern === undefined || new RegExp(`^(?:${field.pattern})$`, "v").test(value);
+  const matches = field.pattern === undefined || wholly(field.pattern).test(value);
   return matches ? undefined : "has not the form that this app asks for";
+}
+
+function wholly(pattern: string): RegExp {
+  return new RegExp(`^(?:${pattern})$`, "v");
+}
+
+function isPattern(text: string): boolean {
+  try {
+    return wholly(text) instanceof RegExp;
+  } catch {
+    return false;
+  }
 }

@@ -12,9 +12,9 @@
 //
 // Callers of apps with placeholders give paths only: a whole URL would send a self-hosted account's credential to the vendor.
 // Addresses are judged at each connection (addresses.ts), because what a name resolves to can change after this verdict.
-import { hostFault } from "#libs/host-names.ts";
-import { expandBaseUrl } from "#libs/templates.ts";
-import { type Denial, forbidden, malformed, notReady } from "#libs/verdict.ts";
+import { hostFault } from "./host-names.ts";
+import { expandBaseUrl } from "./templates.ts";
+import { type Denial, forbidden, malformed, notReady } from "./verdict.ts";
 
 /** What an app's entry says about its upstream. */
 export interface DestinationRules {

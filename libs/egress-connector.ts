@@ -4,9 +4,9 @@
 import { isIP, type LookupFunction } from "node:net";
 import { createSecureContext, getCACertificates } from "node:tls";
 import { buildConnector } from "undici";
-import { type AddressRules, judgeAddresses, parseCidrs } from "#libs/addresses.ts";
-import { denied, EgressError } from "#libs/egress-error.ts";
-import { notReady } from "#libs/verdict.ts";
+import { type AddressRules, judgeAddresses, parseCidrs } from "./addresses.ts";
+import { denied, EgressError } from "./egress-error.ts";
+import { notReady } from "./verdict.ts";
 
 /** All addresses of a host. */
 export type Resolve = (host: string) => Promise<readonly string[]>;

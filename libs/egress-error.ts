@@ -1,8 +1,8 @@
 // How an outgoing request can fail, with the one fact that retries and refreshes turn on: whether any byte of it may have
 // reached the upstream. No message holds a header, a query or a byte of an answer, and there is no `cause`: the HTTP client's
 // parse errors carry the bytes that they stumbled over, which may echo a credential.
-import { StatusError } from "#libs/errors.ts";
-import { type Denial, denialError } from "#libs/verdict.ts";
+import { StatusError } from "./errors.ts";
+import { type Denial, denialError } from "./verdict.ts";
 
 /**
  * - `denied`: a rule refused the target; `denial` says which

@@ -4,11 +4,11 @@
 // exchange, a size for headers and body, a lifetime for connections. Proxies named in the environment are not used.
 import { lookup } from "node:dns/promises";
 import { Agent, type Dispatcher } from "undici";
-import { openConnector, type Resolve } from "#libs/egress-connector.ts";
-import { denied, EgressError, type EgressFailure } from "#libs/egress-error.ts";
-import type { Header } from "#libs/request-headers.ts";
-import { type AnswerHeaders, readAnswerHeaders } from "#libs/response-headers.ts";
-import { notReady } from "#libs/verdict.ts";
+import { openConnector, type Resolve } from "./egress-connector.ts";
+import { denied, EgressError, type EgressFailure } from "./egress-error.ts";
+import type { Header } from "./request-headers.ts";
+import { type AnswerHeaders, readAnswerHeaders } from "./response-headers.ts";
+import { notReady } from "./verdict.ts";
 
 /** One request. Its URL is an allowed destination and its headers are judged, or our own. */
 export interface EgressRequest {

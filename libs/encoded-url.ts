@@ -1,6 +1,6 @@
 // The target URL as the REST edge receives it: base64 of its UTF-8 text, in the standard or the URL-safe alphabet, padded or
 // not (existing clients send all of these). Strict: one text has one encoding per alphabet, so nothing can hide in spare bits.
-import { type Denial, malformed } from "#libs/verdict.ts";
+import { type Denial, malformed } from "./verdict.ts";
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 

@@ -1,6 +1,6 @@
 // Which host names can belong to a public service. Not which addresses they have: that is judged at each connection.
 import { isIPv4 } from "node:net";
-import { type Denial, forbidden, malformed } from "#libs/verdict.ts";
+import { type Denial, forbidden, malformed } from "./verdict.ts";
 
 // RFC 6761 and its registry, the ICANN reservations, and names that private networks use by habit: none is ever a public API.
 const specialUseDomains = new Set(

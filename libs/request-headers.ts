@@ -1,6 +1,6 @@
 // Which headers a caller may send upstream. A header that frames the message, names the host, speaks for a browser or carries
 // the injected credential is refused by name; nothing is dropped in silence. `_` counts as `-`, for many servers fold the two.
-import { type Denial, malformed } from "#libs/verdict.ts";
+import { type Denial, malformed } from "./verdict.ts";
 
 /** A header as name and value. */
 export type Header = readonly [name: string, value: string];

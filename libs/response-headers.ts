@@ -1,8 +1,8 @@
 // What of an upstream's header block is passed on. Hop-by-hop headers end here, also those that `Connection` names; cookies
 // too: they would make accounts of one project share a session. Ambiguous framing, folded lines and control characters do not
 // come this far: the HTTP client's parser refuses them, and the tests of egress.ts hold it to that.
-import { EgressError } from "#libs/egress-error.ts";
-import type { Header } from "#libs/request-headers.ts";
+import { EgressError } from "./egress-error.ts";
+import type { Header } from "./request-headers.ts";
 
 /** Status and headers of an answer, names in lower case, in the order of the wire. */
 export interface AnswerHeaders {

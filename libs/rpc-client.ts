@@ -3,7 +3,7 @@
 import { once } from "node:events";
 import tls from "node:tls";
 import * as grpc from "@grpc/grpc-js";
-import { StatusError } from "./errors.ts";
+import { type StatusCode, StatusError } from "./errors.ts";
 import {
   type CallOptions,
   type Client,
@@ -20,6 +20,13 @@ tls.DEFAULT_MIN_VERSION = "TLSv1.3";
 
 // A hop gives its callee a little less time than it has, so that the inner failure is the one reported.
 const hopMs = 20;
+
+const connectionFaults: Partial<Record<StatusCode, string>> = {
+  CANCELLED: "The call was cancelled.",
+  DEADLINE_EXCEEDED: "The deadline has passed.",
+  RESOURCE_EXHAUSTED: "The message is too large.",
+  UNAVAILABLE: "A service that this call needs cannot be reached.",
+};
 
 /** Where and how to reach a service. */
 export interface ClientOptions {
@@ -49,6 +56,8 @@ export function createClient<D extends ServiceDefinition>(
     },
   );
   const channel = new grpc.Client(options.address, credentials, {
+    // Node refuses an IP address as TLS server name, which is what an address like 127.0.0.1:7402 would make it.
+    "grpc.ssl_target_name_override": options.service,
     "grpc.max_receive_message_length": maxMessageBytes,
     "grpc.service_config_disable_resolution": 1,
     "grpc.initial_reconnect_backoff_ms": 100,
@@ -80,15 +89,13 @@ function call(
     throw new Error(`${path}: client streams are not in the contract`);
   if (method.requestStream) {
     const stream = channel.makeBidiStreamRequest(path, serialize, deserialize, metadata, callOptions);
-    cancelOn(options.signal, stream);
     write(stream, input as AsyncIterable<unknown>, complete).catch((error) => stream.destroy(error));
-    return read(stream);
+    return read(stream, options.signal);
   }
   if (method.responseStream) {
     const request = complete(input);
     const stream = channel.makeServerStreamRequest(path, serialize, deserialize, request, metadata, callOptions);
-    cancelOn(options.signal, stream);
-    return read(stream);
+    return read(stream, options.signal);
   }
   return new Promise((resolve, reject) => {
     const request = complete(input);
@@ -122,25 +129,49 @@ async function write(
   items: AsyncIterable<unknown>,
   complete: (item: unknown) => unknown,
 ): Promise<void> {
+  // The call can end while there is more to send: then nothing drains any more.
+  const ended = new AbortController();
+  stream.once("status", () => ended.abort());
   for await (const item of items) {
-    if (stream.destroyed) return;
-    if (!stream.write(complete(item))) await Promise.race([once(stream, "drain"), once(stream, "close")]);
+    if (ended.signal.aborted || stream.destroyed) return;
+    if (stream.write(complete(item))) continue;
+    await once(stream, "drain", { signal: ended.signal }).catch((error) => {
+      if (!ended.signal.aborted) throw error;
+    });
   }
   stream.end();
 }
 
-async function* read(stream: grpc.ClientReadableStream<unknown>): AsyncGenerator<unknown> {
-  try {
-    yield* stream as AsyncIterable<unknown>;
-  } catch (error) {
-    throw statusOfCall(error as grpc.ServiceError);
-  } finally {
-    stream.cancel();
+/** The call runs from now on, whenever its messages are taken; an end in failure that nobody watched for is kept. */
+function read(stream: grpc.ClientReadableStream<unknown>, signal: AbortSignal | undefined): AsyncGenerator<unknown> {
+  const done = cancelOn(signal, stream);
+  let failure: unknown;
+  stream.once("error", (error) => {
+    failure = error;
+  });
+  stream.once("close", done);
+  return take();
+
+  async function* take(): AsyncGenerator<unknown> {
+    try {
+      yield* stream as AsyncIterable<unknown>;
+      if (failure !== undefined) throw failure;
+    } catch (error) {
+      throw statusOfCall(error as grpc.ServiceError);
+    } finally {
+      done();
+      stream.cancel();
+    }
   }
 }
 
 function statusOfCall(error: grpc.ServiceError): unknown {
   if (error instanceof StatusError || error.metadata === undefined) return error;
   const [details] = error.metadata.get(detailsTrailer);
-  return decodeStatus(error.code, error.details, Buffer.isBuffer(details) ? details : undefined);
+  if (Buffer.isBuffer(details)) return decodeStatus(error.code, error.details, details);
+  // Not the other side's words but the connection's, which name inner addresses: for the log alone.
+  const { code, reason } = decodeStatus(error.code, "", undefined);
+  return new StatusError(code, reason, connectionFaults[code] ?? "The call to another service failed.", {
+    cause: error,
+  });
 }

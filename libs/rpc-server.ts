@@ -194,9 +194,10 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
       const line = {
         requestId: along.requestId,
         method: method.name,
-        code: status?.code ?? "OK",
+        // Not "code": by that name an OAuth authorization code travels, so the logger redacts it.
+        status: status?.code ?? "OK",
         reason: status?.reason,
-        service,
+        caller: service,
         subject: token?.subject,
         projectId: token?.projectId,
         durationMs: Math.round((performance.now() - startMs) * 10) / 10,
@@ -258,7 +259,7 @@ async function* receive(stream: ServerCall, accept: (item: Received) => unknown)
 
 async function send(stream: ServerCall, items: AsyncIterable<unknown>, signal: AbortSignal): Promise<void> {
   for await (const item of items) {
-    if (signal.aborted) return;
+    signal.throwIfAborted();
     if (!stream.write(item)) await once(stream, "drain", { signal });
   }
 }

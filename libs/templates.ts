@@ -2,8 +2,8 @@
 // is a template; a caller's text is never expanded and no credential can be named. Each value must have the shape that its
 // position asks for, so that a value cannot end the host, open a query or climb out of the path. Values are put in once and
 // never read again as a template. What comes out is still judged as a URL: this file alone allows nothing.
-import { hostFault, isLabel } from "#libs/host-names.ts";
-import { type Denial, malformed, notReady } from "#libs/verdict.ts";
+import { hostFault, isLabel } from "./host-names.ts";
+import { type Denial, malformed, notReady } from "./verdict.ts";
 
 type Position = "base URL" | "host" | "end of host" | "label" | "path segment";
 

@@ -1,6 +1,6 @@
 // What a rule answers: a verdict is a value, never an exception. A denial names its rule, so that callers, logs and tests
 // can tell one refusal from another, and says in a sentence what to change. It repeats no field value and no header value.
-import { StatusError } from "#libs/errors.ts";
+import { StatusError } from "./errors.ts";
 
 /**
  * INVALID_ARGUMENT: the form is wrong. PERMISSION_DENIED: the host, port or address is not allowed. FAILED_PRECONDITION: the

@@ -77,7 +77,9 @@ test("leaves no secret in the databases or in the logs", async () => {
 function sandboxSecrets(): Record<string, string> {
   const found: Record<string, string> = {};
   const state = readFileSync(join(stack.state.sandbox, "sandbox-provider.json"), "utf8");
-  for (const [, model = "", id = ""] of state.matchAll(/(AccessToken|RefreshToken|AuthorizationCode):(sandbox-token-[\w-]{20,})/g)) {
+  for (const [, model = "", id = ""] of state.matchAll(
+    /(AccessToken|RefreshToken|AuthorizationCode):(sandbox-token-[\w-]{20,})/g,
+  )) {
     found[`${model}:${id}`] = id;
   }
   return found;

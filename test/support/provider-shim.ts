@@ -1,0 +1,78 @@
+// Stands in front of the sandbox provider and misbehaves on demand: refuses, answers something else, loses the answer, or
+// holds a request until it is let go. Everything else goes through to the true provider.
+import { once } from "node:events";
+import type { IncomingMessage, ServerResponse } from "node:http";
+import { createServer, request as requestHttps } from "node:https";
+import type { AddressInfo } from "node:net";
+
+/** What becomes of one request. */
+export type Fault =
+  /** This answer instead of the provider's, who does not hear of the request. */
+  | { readonly status: number; readonly body: string; readonly headers?: Readonly<Record<string, string>> }
+  /** The connection breaks before the provider hears of it, or after it has answered. */
+  | "break"
+  | "lose answer"
+  | undefined;
+
+/** A running shim. */
+export interface ProviderShim {
+  readonly url: string;
+  readonly address: string;
+  /** Paths of the requests that came, in order. */
+  readonly requests: string[];
+  /** Judges each request from now on; a promise holds it. */
+  misbehave(judge: (path: string) => Fault | Promise<Fault>): void;
+  stop(): Promise<void>;
+}
+
+/** Starts a shim on loopback in front of a provider with the same certificate. */
+export async function startProviderShim(
+  providerUrl: string,
+  tls: { readonly key: string; readonly certificate: string; readonly ca: string },
+): Promise<ProviderShim> {
+  const requests: string[] = [];
+  let judge: (path: string) => Fault | Promise<Fault> = () => undefined;
+
+  async function handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const path = (request.url ?? "").split("?")[0] ?? "";
+    requests.push(path);
+    const body = Buffer.concat(await request.toArray());
+    const fault = await judge(path);
+    if (fault === "break") {
+      response.destroy();
+      return;
+    }
+    if (typeof fault === "object") {
+      response.writeHead(fault.status, { "content-type": "application/json", ...fault.headers }).end(fault.body);
+      return;
+    }
+    const { host: _host, ...headers } = request.headers;
+    const options = { method: request.method ?? "GET", headers, ca: tls.ca, agent: false as const };
+    const forwarded = requestHttps(new URL(request.url ?? "/", providerUrl), options);
+    forwarded.on("error", () => response.destroy());
+    forwarded.end(body);
+    const [answer] = (await once(forwarded, "response")) as [IncomingMessage];
+    const content = Buffer.concat(await answer.toArray());
+    if (fault === "lose answer") response.destroy();
+    else response.writeHead(answer.statusCode ?? 502, answer.headers).end(content);
+  }
+
+  const server = createServer({ key: tls.key, cert: tls.certificate }, (request, response) => {
+    handle(request, response).catch(() => response.destroy());
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = `localhost:${(server.address() as AddressInfo).port}`;
+  return {
+    url: `https://${address}`,
+    address,
+    requests,
+    misbehave: (next) => {
+      judge = next;
+    },
+    async stop() {
+      server.closeAllConnections();
+      await new Promise((resolve) => server.close(resolve));
+    },
+  };
+}
