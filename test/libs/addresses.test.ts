@@ -1,7 +1,7 @@
 // Which addresses may be dialled, beyond the vectors.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { classifyAddress, judgeAddresses, parseCidrs } from "../../libs/addresses.ts";
+import { classifyAddress, judgeAddresses, parseCidrs } from "#libs/addresses.ts";
 
 const everything = parseCidrs(["0.0.0.0/0", "::/0"]);
 

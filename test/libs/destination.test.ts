@@ -1,7 +1,7 @@
 // The rules beyond the vectors, and the properties that must hold for any text whatsoever.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type DestinationRules, judgeBaseUrl, judgeDestination, judgeUrl } from "../../libs/destination.ts";
+import { type DestinationRules, judgeBaseUrl, judgeDestination, judgeUrl } from "#libs/destination.ts";
 
 const acme: DestinationRules = {
   baseUrl: "https://api.acme.com/v1",

@@ -1,7 +1,7 @@
 // What callers are told of each failure, and which of them a client may repeat.
 import { expect, it } from "vitest";
-import { denied, EgressError, type EgressFailure, egressStatusError } from "../../libs/egress-error.ts";
-import { forbidden } from "../../libs/verdict.ts";
+import { denied, EgressError, type EgressFailure, egressStatusError } from "#libs/egress-error.ts";
+import { forbidden } from "#libs/verdict.ts";
 
 it.each<[EgressFailure, string, string]>([
   ["connect", "UNAVAILABLE", "UPSTREAM_UNREACHABLE"],

@@ -6,8 +6,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
+import { classifyAddress } from "#libs/addresses.ts";
 import { readUnitVectors, runVector } from "../../dev/vectors.ts";
-import { classifyAddress } from "../../libs/addresses.ts";
 
 const file = join(import.meta.dirname, "../vectors/egress.json");
 const vectors = readUnitVectors(file);

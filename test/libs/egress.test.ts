@@ -3,8 +3,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { gzipSync } from "node:zlib";
 import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { type Egress, type EgressOptions, type EgressRequest, openEgress } from "../../libs/egress.ts";
-import { EgressError } from "../../libs/egress-error.ts";
+import { type Egress, type EgressOptions, type EgressRequest, openEgress } from "#libs/egress.ts";
+import { EgressError } from "#libs/egress-error.ts";
 import { startTlsUpstream, type TlsUpstream, upstreamHost } from "../support/tls-upstream.ts";
 
 let upstream: TlsUpstream;

@@ -1,8 +1,8 @@
 // A caller's headers and the encoded URL of the REST edge, beyond the vectors.
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { decodeTargetUrl } from "../../libs/encoded-url.ts";
-import { type Header, judgeRequestHeaders } from "../../libs/request-headers.ts";
+import { decodeTargetUrl } from "#libs/encoded-url.ts";
+import { type Header, judgeRequestHeaders } from "#libs/request-headers.ts";
 
 function ruleFor(name: string, value = "x", injected: readonly string[] = ["Authorization", "X-Api-Key"]): string {
   const verdict = judgeRequestHeaders([[name, value]], injected);

@@ -1,6 +1,6 @@
 // Positions of custom fields in a base URL, beyond the vectors.
 import { describe, expect, it } from "vitest";
-import { expandBaseUrl } from "../../libs/templates.ts";
+import { expandBaseUrl } from "#libs/templates.ts";
 
 function expand(template: string, fields: Record<string, unknown>): string {
   const base = expandBaseUrl(template, fields);

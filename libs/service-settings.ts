@@ -1,0 +1,54 @@
+// The settings that services have in common, to be spread into the table on top of a main.ts, and what they are read into.
+import type { Config } from "./config.ts";
+import type { EgressOptions } from "./egress.ts";
+import type { TlsIdentity } from "./rpc.ts";
+
+/** What every service is told. */
+export const serviceSettings = {
+  DEPUTY_DEVELOPMENT: {
+    kind: "boolean",
+    default: "false",
+    help: "Allows what only development may have: gRPC reflection, the catalog's development apps, test targets.",
+  },
+  DEPUTY_LOG_LEVEL: { kind: "text", default: "info", help: "Lowest level logged: debug, info, warn, error, silent." },
+  DEPUTY_TRUST_DOMAIN: {
+    kind: "text",
+    default: "deputy.internal",
+    help: "Services are spiffe://<trust domain>/<service> in their certificates.",
+  },
+  DEPUTY_TLS_CA_FILE: { kind: "file", help: "Certificate of the authority that services trust, PEM." },
+  DEPUTY_TLS_CERTIFICATE_FILE: { kind: "file", help: "This process's certificate, PEM." },
+  DEPUTY_TLS_KEY_FILE: { kind: "secret", help: "The certificate's private key, PEM." },
+} as const;
+
+/** What a service that sends requests to the world is told. */
+export const egressSettings = {
+  DEPUTY_EGRESS_TEST_ALLOW: {
+    kind: "list",
+    default: "",
+    help: "Development only: host:port of upstreams that may be on loopback.",
+  },
+  DEPUTY_EGRESS_CA_FILE: { kind: "file", default: "", help: "Authorities trusted beside the system's, PEM." },
+} as const;
+
+/** The process's own certificate and those that it trusts. */
+export function tlsIdentity(config: Config<typeof serviceSettings>): TlsIdentity {
+  return {
+    ca: config.DEPUTY_TLS_CA_FILE,
+    certificate: config.DEPUTY_TLS_CERTIFICATE_FILE,
+    key: config.DEPUTY_TLS_KEY_FILE,
+    trustDomain: config.DEPUTY_TRUST_DOMAIN,
+  };
+}
+
+/** How requests leave. Throws when production mode is asked for test targets. */
+export function egressOptions(
+  config: Config<typeof serviceSettings & typeof egressSettings>,
+): EgressOptions & { readonly exemptTargets: readonly string[] } {
+  const exemptTargets = config.DEPUTY_EGRESS_TEST_ALLOW;
+  if (exemptTargets.length > 0 && !config.DEPUTY_DEVELOPMENT) {
+    throw new Error("DEPUTY_EGRESS_TEST_ALLOW is for development: leave it out, or set DEPUTY_DEVELOPMENT=true.");
+  }
+  const extraCa = config.DEPUTY_EGRESS_CA_FILE;
+  return { exemptTargets, ...(extraCa !== "" && { extraCa }) };
+}

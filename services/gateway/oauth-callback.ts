@@ -1,0 +1,50 @@
+// Where the provider sends the browser back to: hands what came with it to the account service and shows how it ended. The
+// account service gives a repeat the same answer, so a reload or a double click shows the same result.
+import type { FastifyInstance } from "fastify";
+import { StatusError } from "#libs/errors.ts";
+import type { Client } from "#libs/rpc.ts";
+import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
+import { findBinding } from "./browser-binding.ts";
+import { httpError } from "./http-errors.ts";
+import { failureTexts, pageHeaders, sendFailure, sendSuccess } from "./pages.ts";
+import { ownCall, queryOf, single } from "./requests.ts";
+
+/** What the callback asks of the account service. */
+export type CallbackClient = Pick<Client<typeof AccountServiceDefinition>, "completeConnection">;
+
+// The provider's token endpoint is asked meanwhile, and the code works once: no hurry.
+const completeTimeoutMs = 45_000;
+
+/** Adds the route. */
+export function addOauthCallback(app: FastifyInstance, account: CallbackClient, gatewayUrl: string): void {
+  app.get("/oauth/callback", async (request, reply) => {
+    try {
+      const query = queryOf(request);
+      const state = single(query, "state");
+      const browserBinding = state === "" ? undefined : findBinding(request, state, gatewayUrl);
+      if (browserBinding === undefined) return sendFailure(reply, 400, failureTexts.sessionExpired);
+      const { connection, redirectUri } = await account.completeConnection(
+        {
+          state,
+          browserBinding,
+          code: single(query, "code"),
+          error: single(query, "error"),
+          errorDescription: single(query, "error_description"),
+          issuer: single(query, "iss"),
+        },
+        ownCall(request, completeTimeoutMs),
+      );
+      if (redirectUri !== "") return reply.headers(pageHeaders()).redirect(redirectUri, 303);
+      if (connection?.state === ConnectionState.SUCCEEDED) return sendSuccess(reply);
+      return sendFailure(reply, 400, failureTexts.connectionFailed(), connection?.error);
+    } catch (error) {
+      if (!(error instanceof StatusError)) throw error;
+      const { status } = httpError(error);
+      // The binding is another browser's, or the connection is gone: the page cannot know which.
+      if (error.code === "NOT_FOUND") return sendFailure(reply, status, failureTexts.sessionExpired);
+      const detail = status >= 500 ? "Reload this page to try again." : "";
+      return sendFailure(reply, status, failureTexts.connectionFailed(), detail);
+    }
+  });
+}

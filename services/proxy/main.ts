@@ -1,0 +1,58 @@
+// The proxy process: settings, clients, egress, service.
+
+import { readConfig } from "#libs/config.ts";
+import { openEgress } from "#libs/egress.ts";
+import { createLogger } from "#libs/log.ts";
+import { dieLoudly, stopInOrder } from "#libs/process.ts";
+import { createClient } from "#libs/rpc-client.ts";
+import { startServer } from "#libs/rpc-server.ts";
+import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
+import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { authenticator } from "./authenticate.ts";
+import { proxyCallers, proxyService } from "./proxy-service.ts";
+
+const config = readConfig({
+  ...serviceSettings,
+  ...egressSettings,
+  DEPUTY_PROXY_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7403", help: "Where services call." },
+  DEPUTY_PROXY_PUBLIC_ADDRESS: { kind: "address", default: "127.0.0.1:7413", help: "Where callers from outside call." },
+  DEPUTY_ACCOUNT_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "The account service." },
+  DEPUTY_VAULT_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "The vault." },
+});
+
+const log = createLogger("proxy", config.DEPUTY_LOG_LEVEL);
+dieLoudly(log);
+const tls = tlsIdentity(config);
+const outgoing = egressOptions(config);
+const account = createClient(AccountServiceDefinition, {
+  address: config.DEPUTY_ACCOUNT_ADDRESS,
+  tls,
+  service: "account",
+});
+const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
+const egress = openEgress(outgoing);
+
+const server = await startServer({
+  definition: ProxyServiceDefinition,
+  handlers: proxyService({ account, vault, egress, exemptTargets: outgoing.exemptTargets, now: Date.now }),
+  callers: proxyCallers,
+  authenticate: authenticator(account, Date.now),
+  // Bodies are large and the rules of egress are the validation: forward.ts checks the form by hand.
+  unvalidated: ["forward", "forwardStream", "explainForward"],
+  internalAddress: config.DEPUTY_PROXY_INTERNAL_ADDRESS,
+  publicAddress: config.DEPUTY_PROXY_PUBLIC_ADDRESS,
+  tls,
+  reflection: config.DEPUTY_DEVELOPMENT,
+  log,
+});
+log.info({ internal: config.DEPUTY_PROXY_INTERNAL_ADDRESS, public: config.DEPUTY_PROXY_PUBLIC_ADDRESS }, "serving");
+
+stopInOrder(
+  log,
+  (timeoutMs) => server.drain(timeoutMs),
+  () => egress.close(),
+  () => account.close(),
+  () => vault.close(),
+);

@@ -1,0 +1,35 @@
+// The proxy service: sends API requests on behalf of connected accounts. Keeps nothing: accounts are the account service's,
+// credentials the vault's, and each reaches this process for one request at a time.
+
+import type { CallersTable } from "#libs/callers.ts";
+import { unimplemented } from "#libs/errors.ts";
+import type { Handlers, MethodName } from "#libs/rpc.ts";
+import type { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import { type ForwardCollaborators, forward } from "./forward.ts";
+
+// The vault leases to a caller's token alone, so even the operator brings one.
+const forwardCallers = [
+  { scope: "connect:proxy", connectToken: true },
+  { service: "gateway", scope: "connect:proxy", connectToken: true },
+  { service: "operator", scope: "connect:proxy" },
+];
+
+/** Who may call what. */
+export const proxyCallers: CallersTable<MethodName<typeof ProxyServiceDefinition>> = {
+  forward: forwardCallers,
+  forwardStream: forwardCallers,
+  explainForward: forwardCallers,
+};
+
+/** Makes the handlers. */
+export function proxyService(collaborators: ForwardCollaborators): Handlers<typeof ProxyServiceDefinition> {
+  return {
+    forward: (request, call) => forward(collaborators, request, call),
+    forwardStream: () => {
+      throw unimplemented("ForwardStream");
+    },
+    explainForward: () => {
+      throw unimplemented("ExplainForward");
+    },
+  };
+}

@@ -1,0 +1,181 @@
+// A proxy as its process runs it, between stand-ins for the account service and the vault and a raw TLS upstream.
+
+import { openEgress } from "#libs/egress.ts";
+import { notFound, StatusError } from "#libs/errors.ts";
+import { createLogger } from "#libs/log.ts";
+import type { Call, Client } from "#libs/rpc.ts";
+import { createClient } from "#libs/rpc-client.ts";
+import type { RunningServer } from "#libs/rpc-server.ts";
+import { startServer } from "#libs/rpc-server.ts";
+import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { Account, AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { type ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
+import { authenticator } from "../../services/proxy/authenticate.ts";
+import { proxyCallers, proxyService } from "../../services/proxy/proxy-service.ts";
+import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
+import { testTls } from "../support/tls.ts";
+import { startTlsUpstream, type TlsUpstream, upstreamHost } from "../support/tls-upstream.ts";
+
+export const connectToken = `ctok_${"0".repeat(32)}`;
+export const accessSecret = "ya29.the-access-token";
+const claims = { sub: "cli_1", project_id: "proj_1", scope: "*" };
+export const userClaims = {
+  sub: "cct_1",
+  project_id: "proj_1",
+  scope: "connect:*",
+  environment: 1,
+  external_user_id: "user-1",
+};
+
+export interface ProxyFixture {
+  readonly upstream: TlsUpstream;
+  readonly proxy: RunningServer;
+  /** What the vault and the account service were asked, and with which right. */
+  readonly leases: { readonly accountId: string; readonly call: Call }[];
+  readonly exchanges: string[];
+  /** Changes what the neighbours answer; `reset` undoes it. */
+  answers: { account: Partial<Account>; lease: Partial<InjectionLease>; vaultFault?: StatusError };
+  readonly gateway: Client<typeof ProxyServiceDefinition>;
+  readonly token: string;
+  reset(): void;
+  stop(): Promise<void>;
+}
+
+export function forwardRequest(change: Partial<ForwardRequest> = {}): Partial<ForwardRequest> {
+  return {
+    projectId: "proj_1",
+    environment: Environment.DEVELOPMENT,
+    externalUserId: "user-1",
+    accountId: "apn_1",
+    method: "GET",
+    url: "/things?a=1",
+    ...change,
+  };
+}
+
+export function ok(body: string, head = "content-type: application/json\r\n"): string {
+  return `HTTP/1.1 200 OK\r\n${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
+}
+
+export async function startProxyFixture(): Promise<ProxyFixture> {
+  const upstream = await startTlsUpstream();
+  const target = `${upstreamHost}:${upstream.port}`;
+  const leases: ProxyFixture["leases"] = [];
+  const exchanges: string[] = [];
+  let answers: ProxyFixture["answers"] = { account: {}, lease: {} };
+  const viaProxy = [{ service: "proxy", scope: "connect:proxy", connectToken: true }];
+
+  const account = await startStandIn({
+    definition: AccountServiceDefinition,
+    service: "account",
+    callers: { getAccount: viaProxy, getTokenKeys: [{ service: "proxy" }], issueAccessToken: [{ service: "proxy" }] },
+    handlers: {
+      getAccount: async ({ accountId, externalUserId }) => {
+        if (accountId !== "apn_1" || externalUserId !== "user-1") throw notFound("account");
+        return { account: Account.fromPartial({ id: accountId, state: AccountState.ACTIVE, ...answers.account }) };
+      },
+      getTokenKeys: async () => ({ keys: [...(await tokenKeys())] }),
+      issueAccessToken: async ({ grant }) => {
+        exchanges.push(String(grant?.value));
+        if (grant?.value !== connectToken) throw new StatusError("UNAUTHENTICATED", "TOKEN_INVALID", "Not valid.");
+        const expireTime = new Date(Date.now() + 60_000);
+        return { accessToken: await signToken(userClaims, 60), expireTime, scope: userClaims.scope };
+      },
+    },
+  });
+  const vault = await startStandIn({
+    definition: CredentialVaultDefinition,
+    service: "vault",
+    callers: { leaseInjection: viaProxy },
+    handlers: {
+      leaseInjection: async ({ accountId }, call) => {
+        leases.push({ accountId, call });
+        if (answers.vaultFault !== undefined) throw answers.vaultFault;
+        if (accountId !== "apn_1") throw notFound("credential");
+        const lease = InjectionLease.fromPartial({
+          appSlug: "acme",
+          proxyEnabled: true,
+          headers: [{ name: "Authorization", value: `Bearer ${accessSecret}` }],
+          baseUrl: `https://${target}/v1`,
+          allowedDomains: [upstreamHost],
+          absoluteUrlsAllowed: true,
+          leaseExpireTime: new Date(Date.now() + 10_000),
+          ...answers.lease,
+        });
+        return { lease };
+      },
+    },
+  });
+
+  const tls = await testTls("proxy");
+  const accountClient = createClient(AccountServiceDefinition, {
+    address: `127.0.0.1:${account.internalPort}`,
+    tls,
+    service: "account",
+  });
+  const vaultClient = createClient(CredentialVaultDefinition, {
+    address: `127.0.0.1:${vault.internalPort}`,
+    tls,
+    service: "vault",
+  });
+  const egress = openEgress({
+    resolve: async () => ["127.0.0.1"],
+    exemptTargets: [target],
+    extraCa: upstream.ca,
+  });
+  const proxy = await startServer({
+    definition: ProxyServiceDefinition,
+    handlers: proxyService({
+      account: accountClient,
+      vault: vaultClient,
+      egress,
+      exemptTargets: [target],
+      now: Date.now,
+    }),
+    callers: proxyCallers,
+    authenticate: authenticator(accountClient, Date.now),
+    unvalidated: ["forward", "forwardStream", "explainForward"],
+    internalAddress: "127.0.0.1:0",
+    publicAddress: "127.0.0.1:0",
+    tls,
+    reflection: false,
+    log: createLogger("proxy", "silent"),
+  });
+  const gateway = createClient(ProxyServiceDefinition, {
+    address: `127.0.0.1:${proxy.internalPort}`,
+    tls: await testTls("gateway"),
+    service: "proxy",
+  });
+  return {
+    upstream,
+    proxy,
+    leases,
+    exchanges,
+    get answers() {
+      return answers;
+    },
+    set answers(next) {
+      answers = next;
+    },
+    gateway,
+    token: await signToken(claims),
+    reset() {
+      answers = { account: {}, lease: {} };
+      leases.length = 0;
+      exchanges.length = 0;
+      upstream.requests.length = 0;
+      upstream.answerWith(ok("{}"));
+    },
+    async stop() {
+      gateway.close();
+      await proxy.drain(1000);
+      await egress.close();
+      accountClient.close();
+      vaultClient.close();
+      await Promise.all([account.drain(1000), vault.drain(1000), upstream.close()]);
+    },
+  };
+}
