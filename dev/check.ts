@@ -67,6 +67,7 @@ const steps: readonly Step[] = [
     run: async () => (existsSync(join(root, landed)) ? breaking() : `${landed} is missing: run npm run contract:land`),
   },
   { name: "generated code", run: command("node", "dev/generate.ts", "--check") },
+  { name: "settings page", run: command("node", "dev/document-settings.ts", "--check") },
   { name: "versions", run: async () => versionFaults(packageLock(), versionFloors).join("\n") },
   { name: "licences", run: async () => licenceFaults(packageLock(), allowedLicences).join("\n") },
 ];

@@ -1,0 +1,45 @@
+// The AccountService as a function from what it works with to its handlers, one file per group of methods.
+import type { Catalog } from "#libs/catalog.ts";
+import type { Handlers } from "#libs/rpc.ts";
+import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { accountHandlers } from "./account-handlers.ts";
+import { appHandlers } from "./app-handlers.ts";
+import { completeConnectionHandler } from "./complete-connection.ts";
+import { connectHandlers } from "./connect-handlers.ts";
+import { createAccountHandler } from "./create-account.ts";
+import type { Vault } from "./handler-group.ts";
+import { projectHandlers } from "./project-handlers.ts";
+import { revocationHandlers } from "./revoke-accounts.ts";
+import type { AccountDatabase } from "./schema.ts";
+import { startConnectionHandler } from "./start-connection.ts";
+import type { TokenKeys } from "./token-keys.ts";
+import { unbuiltHandlers } from "./unbuilt.ts";
+
+/** What the service works with. */
+export interface Collaborators {
+  readonly db: AccountDatabase;
+  readonly vault: Vault;
+  readonly catalog: Catalog;
+  readonly tokenKeys: TokenKeys;
+  /** Where browsers reach the gateway: base of connect links and of the redirect URI registered at providers. */
+  readonly gatewayUrl: string;
+}
+
+/** `now` gives milliseconds since 1970. */
+export function accountService(
+  { db, vault, catalog, tokenKeys, gatewayUrl }: Collaborators,
+  now: () => number,
+): Handlers<typeof AccountServiceDefinition> {
+  const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
+  return {
+    ...unbuiltHandlers,
+    ...projectHandlers({ db, tokenKeys }, now),
+    ...appHandlers({ db, vault, catalog, redirectUri }, now),
+    ...connectHandlers({ db, catalog, gatewayUrl }, now),
+    ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
+    ...completeConnectionHandler({ db, vault }, now),
+    ...createAccountHandler({ db, vault, catalog }, now),
+    ...accountHandlers({ db }),
+    ...revocationHandlers({ db, vault }, now),
+  };
+}

@@ -1,0 +1,187 @@
+// The table of accounts, the usable ones and the tombstones. Every lookup is keyed by project, environment and, where one
+// is given, user: an account of somebody else is not found rather than refused.
+//
+// An account is ACTIVE, then REVOKING (refused from here on, its credential perhaps still there), then REVOKED (the vault
+// has confirmed). It never goes back, and REVOKING is no dead end: whoever revokes again takes it up.
+import { sql } from "kysely";
+import { notFound, StatusError } from "#libs/errors.ts";
+import { type Page, type PageOf, pageOf } from "./pages.ts";
+import type { AccountDatabase, AccountRow } from "./schema.ts";
+
+/** Whose accounts: an empty user means any. */
+export interface AccountScope {
+  readonly projectId: string;
+  readonly environment: number;
+  readonly externalUserId: string;
+}
+
+/** Which of them; what is empty or not given lets all through. */
+export interface AccountFilter extends AccountScope {
+  readonly appSlug?: string;
+  readonly oauthAppId?: string;
+  readonly health?: AccountRow["health"];
+}
+
+/** What a new account is made of. */
+export type NewAccount = Omit<AccountRow, "state" | "health" | "error" | "create_time" | "update_time" | "revoke_time">;
+
+export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
+  const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", create_time: time, update_time: time } as const;
+  return db
+    .insertInto("accounts")
+    .values({ ...account, ...fresh })
+    .returningAll()
+    .executeTakeFirstOrThrow();
+}
+
+/** The account in whatever state. */
+export async function getAnyAccount(db: AccountDatabase, scope: AccountScope, id: string): Promise<AccountRow> {
+  const row = await db
+    .selectFrom("accounts")
+    .selectAll()
+    .where("project_id", "=", scope.projectId)
+    .where("id", "=", id)
+    .executeTakeFirst();
+  if (row === undefined || row.environment !== scope.environment) throw notFound("account");
+  if (scope.externalUserId !== "" && row.external_user_id !== scope.externalUserId) throw notFound("account");
+  return row;
+}
+
+/** The account when it can be used; FAILED_PRECONDITION `ACCOUNT_REVOKED` when it could be once. */
+export async function getAccount(db: AccountDatabase, scope: AccountScope, id: string): Promise<AccountRow> {
+  const row = await getAnyAccount(db, scope, id);
+  if (row.revoke_time !== null) throw accountRevoked(row.revoke_time);
+  return row;
+}
+
+/** Why an account cannot be used any more. */
+export function accountRevoked(time: Date): StatusError {
+  const message = `The account was revoked at ${time.toISOString()}.`;
+  return new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", message);
+}
+
+/** Notes that the account's credential was replaced. Undefined when it was revoked meanwhile. */
+export async function updateReconnectedAccount(
+  db: AccountDatabase,
+  account: Pick<NewAccount, "project_id" | "id" | "name" | "oauth_app_id" | "authorized_scopes">,
+  time: Date,
+): Promise<AccountRow | undefined> {
+  const { project_id, id, name, oauth_app_id, authorized_scopes } = account;
+  return db
+    .updateTable("accounts")
+    .set({ oauth_app_id, authorized_scopes, health: "HEALTHY", error: "", update_time: time })
+    .$if(name !== "", (update) => update.set({ name }))
+    .where("project_id", "=", project_id)
+    .where("id", "=", id)
+    .where("state", "=", "ACTIVE")
+    .returningAll()
+    .executeTakeFirst();
+}
+
+/** Usable accounts in the order in which they were connected. */
+export async function listAccounts(
+  db: AccountDatabase,
+  filter: AccountFilter,
+  page: Page,
+): Promise<PageOf<AccountRow>> {
+  const matching = unrevoked(db, filter).where("state", "=", "ACTIVE");
+  let rows = matching
+    .selectAll()
+    .orderBy("create_time")
+    .orderBy("id")
+    .limit(page.size + 1);
+  const { after } = page;
+  if (after) rows = rows.where((w) => w(w.refTuple("create_time", "id"), ">", w.tuple(after.createTime, after.id)));
+  const count = matching.select((select) => select.fn.countAll<bigint>().as("count"));
+  const [found, { count: total }] = await Promise.all([rows.execute(), count.executeTakeFirstOrThrow()]);
+  return pageOf(found, page.size, Number(total));
+}
+
+/** How many accounts are still to be revoked, those whose revocation was begun before among them. */
+export async function countUnrevoked(db: AccountDatabase, filter: AccountFilter): Promise<number> {
+  const count = unrevoked(db, filter).select((select) => select.fn.countAll<bigint>().as("count"));
+  return Number((await count.executeTakeFirstOrThrow()).count);
+}
+
+/** The next accounts that would be revoked, for a dry run. */
+export async function listUnrevoked(
+  db: AccountDatabase,
+  filter: AccountFilter,
+  page: Page,
+): Promise<readonly AccountRow[]> {
+  let rows = unrevoked(db, filter).selectAll().orderBy("create_time").orderBy("id").limit(page.size);
+  const { after } = page;
+  if (after) rows = rows.where((w) => w(w.refTuple("create_time", "id"), ">", w.tuple(after.createTime, after.id)));
+  return rows.execute();
+}
+
+/** Begins the revocation of the next accounts, oldest first: from this statement on they are refused. */
+export async function claimForRevocation(
+  db: AccountDatabase,
+  filter: AccountFilter,
+  limit: number,
+  time: Date,
+): Promise<readonly AccountRow[]> {
+  const next = unrevoked(db, filter).select("id").orderBy("create_time").orderBy("id").limit(limit).forUpdate();
+  return db
+    .with(
+      (cte) => cte("next").materialized(),
+      () => next,
+    )
+    .updateTable("accounts")
+    .from("next")
+    .set((set) => ({
+      state: "REVOKING",
+      update_time: time,
+      revoke_time: set.fn.coalesce("revoke_time", set.val(time)),
+    }))
+    .where("accounts.project_id", "=", filter.projectId)
+    .whereRef("accounts.id", "=", "next.id")
+    .returningAll("accounts")
+    .execute();
+}
+
+/** Begins the revocation of one account, or takes it up again. */
+export async function claimOneForRevocation(
+  db: AccountDatabase,
+  { project_id, id }: Pick<AccountRow, "project_id" | "id">,
+  time: Date,
+): Promise<void> {
+  await db
+    .updateTable("accounts")
+    .set({ state: "REVOKING", update_time: time, revoke_time: time })
+    .where("project_id", "=", project_id)
+    .where("id", "=", id)
+    .where("state", "=", "ACTIVE")
+    .execute();
+}
+
+/** Ends the revocation of accounts whose credentials the vault has destroyed. */
+export async function finishRevocation(
+  db: AccountDatabase,
+  projectId: string,
+  ids: readonly string[],
+  time: Date,
+): Promise<void> {
+  await db
+    .updateTable("accounts")
+    .set({ state: "REVOKED", update_time: time })
+    .where("project_id", "=", projectId)
+    .where("id", "=", sql<string>`any(${ids})`)
+    .where("state", "=", "REVOKING")
+    .execute();
+}
+
+// The state is written into the statement, not passed: only so can Postgres see that the partial indexes serve it.
+function unrevoked(db: AccountDatabase, filter: AccountFilter) {
+  let rows = db
+    .selectFrom("accounts")
+    .where("project_id", "=", filter.projectId)
+    .where("environment", "=", filter.environment as AccountRow["environment"])
+    .where("state", "<>", sql.lit("REVOKED"));
+  if (filter.externalUserId !== "") rows = rows.where("external_user_id", "=", filter.externalUserId);
+  if (filter.appSlug) rows = rows.where("app_slug", "=", filter.appSlug);
+  if (filter.oauthAppId) rows = rows.where("oauth_app_id", "=", filter.oauthAppId);
+  if (filter.health) rows = rows.where("health", "=", filter.health);
+  return rows;
+}

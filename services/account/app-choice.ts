@@ -1,0 +1,84 @@
+// Which app, which OAuth app and which scopes a connection is made with, judged by the catalog, the request and the connect
+// token that the request came with.
+import { type Catalog, type CatalogApp, fieldFaults } from "#libs/catalog.ts";
+import { invalidField, notFound, StatusError } from "#libs/errors.ts";
+import { digest } from "#libs/ids.ts";
+import { expandBaseUrl } from "#libs/templates.ts";
+import type { ConnectTokenRow, OauthAppRow } from "./schema.ts";
+
+/** The app with this slug or id. */
+export function getApp(catalog: Catalog, slugOrId: string): CatalogApp {
+  const app = catalog.get(slugOrId) ?? [...catalog.values()].find((entry) => appId(entry) === slugOrId);
+  if (app === undefined) throw notFound("app");
+  return app;
+}
+
+/** The id of a catalog entry follows from its slug: the catalog needs no table of ids, and every process has the same. */
+export function appId(app: CatalogApp): string {
+  return `app_${digest(app.slug).toString("hex").slice(0, 16)}`;
+}
+
+/** The app asked for, else the connect token's; a token that names an app connects no other. */
+export function chooseApp(
+  catalog: Catalog,
+  asked: string,
+  token: Pick<ConnectTokenRow, "app_slug"> | undefined,
+): CatalogApp {
+  const bound = token?.app_slug ?? "";
+  if (asked === "" && bound === "") throw invalidField("app_slug", "is required");
+  const app = getApp(catalog, asked || bound);
+  if (bound !== "" && app.slug !== bound)
+    throw invalidField("app_slug", "is not the app that the connect token is for");
+  return app;
+}
+
+/** The id of the OAuth app asked for, else the connect token's; empty when neither names one. */
+export function chooseOauthAppId(asked: string, token: Pick<ConnectTokenRow, "oauth_app_id"> | undefined): string {
+  const bound = token?.oauth_app_id ?? "";
+  if (asked !== "" && bound !== "" && asked !== bound) {
+    throw invalidField("oauth_app_id", "is not the OAuth app that the connect token is for");
+  }
+  return asked || bound;
+}
+
+/** The scopes to ask the provider for: a profile's, else the OAuth app's, else the app's; and the additional ones. */
+export function chooseScopes(app: CatalogApp, oauthApp: OauthAppRow, profileName: string): readonly string[] {
+  const profile = app.oauth2?.scope_profiles.find(({ name }) => name === profileName);
+  if (profileName !== "" && profile === undefined) {
+    throw invalidField("scope_profile", `is not one of this app: ${scopeProfileNames(app)}`);
+  }
+  const own = oauthApp.scopes.length > 0 ? oauthApp.scopes : (app.oauth2?.scopes ?? []);
+  return [...new Set([...(profile?.scopes ?? own), ...oauthApp.additional_scopes])];
+}
+
+function scopeProfileNames(app: CatalogApp): string {
+  return app.oauth2?.scope_profiles.map(({ name }) => name).join(", ") || "it has none";
+}
+
+/**
+ * The app's fields with the values given and the defaults for the rest, as they are to be sealed. Throws INVALID_ARGUMENT
+ * for each that the app does not allow; repeats no value, nor the name of a field that the app does not have.
+ */
+export function completeFields(
+  fields: CatalogApp["custom_fields"],
+  values: Readonly<Record<string, string>>,
+): Readonly<Record<string, string>> {
+  const violations = fieldFaults(fields, values).map(({ field, description }) =>
+    fields.some(({ name }) => name === field)
+      ? { field: `fields.${field}`, description }
+      : { field: "fields", description: "has a name that is not a field of this app" },
+  );
+  if (violations.length > 0) {
+    const text = violations.map(({ field, description }) => `${field}: ${description}`).join("; ");
+    throw new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", text, { violations });
+  }
+  const complete = fields.map(({ name, default: value }) => [name, values[name] || value] as const);
+  return Object.fromEntries(complete.filter(([, value]) => value !== ""));
+}
+
+/** Refuses values with which the app's base URL is none, before they are sealed. */
+export function checkBaseUrl(app: CatalogApp, values: Readonly<Record<string, string>>): void {
+  if (!app.proxy.enabled) return;
+  const base = expandBaseUrl(app.proxy.base_url, values);
+  if (base.kind === "deny") throw invalidField("fields", base.message);
+}

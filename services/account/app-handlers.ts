@@ -1,0 +1,100 @@
+// Apps of the catalog, and the projects' own OAuth apps for them. Own apps of a project are not built: the catalog is all.
+import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import { invalidField } from "#libs/errors.ts";
+import { newId } from "#libs/ids.ts";
+import { type App, AppOrder, type ListAppsRequest } from "#proto/deputy/account/v1/apps.ts";
+import { getApp } from "./app-choice.ts";
+import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
+import { appMessage, oauthAppMessage } from "./messages.ts";
+import { getOauthApp, insertOauthApp, listOauthApps } from "./oauth-apps.ts";
+import { requestedPage } from "./pages.ts";
+import { getProject } from "./projects.ts";
+import type { AccountDatabase } from "./schema.ts";
+
+type Methods = "getApp" | "listApps" | "createOauthApp" | "getOauthApp" | "listOauthApps";
+
+export function appHandlers(
+  {
+    db,
+    vault,
+    catalog,
+    redirectUri,
+  }: { db: AccountDatabase; vault: Pick<Vault, "putOauthClient">; catalog: Catalog; redirectUri: string },
+  now: () => number,
+): HandlerGroup<Methods> {
+  return {
+    async getApp({ appSlug }) {
+      return { app: appMessage(getApp(catalog, appSlug)) };
+    },
+    async listApps(request) {
+      return pageOfApps(catalog, request);
+    },
+    async createOauthApp(request, call) {
+      const { projectId, clientId, clientSecret, name, description, scopes, additionalScopes } = request;
+      const app = getApp(catalog, request.appSlug);
+      if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth");
+      await getProject(db, projectId);
+      const oauthAppId = newId("oa");
+      const clientSecrets = clientSecret === "" ? [] : [clientSecret];
+      await vault.putOauthClient({ projectId, oauthAppId, appSlug: app.slug, clientId, clientSecrets }, ownRight(call));
+      const time = new Date(now());
+      const row = await insertOauthApp(db, {
+        project_id: projectId,
+        id: oauthAppId,
+        app_slug: app.slug,
+        client_id: clientId,
+        name,
+        description,
+        scopes,
+        additional_scopes: additionalScopes,
+        create_time: time,
+        update_time: time,
+      });
+      return { oauthApp: oauthAppMessage(row, redirectUri) };
+    },
+    async getOauthApp({ projectId, oauthAppId }) {
+      return { oauthApp: oauthAppMessage(await getOauthApp(db, projectId, oauthAppId), redirectUri) };
+    },
+    async listOauthApps(request) {
+      const { projectId, query } = request;
+      const appSlug = request.appSlug === "" ? "" : getApp(catalog, request.appSlug).slug;
+      const page = await listOauthApps(db, { projectId, appSlug, query }, requestedPage(request));
+      const { nextPageToken, totalSize } = page;
+      return { oauthApps: page.rows.map((row) => oauthAppMessage(row, redirectUri)), nextPageToken, totalSize };
+    },
+  };
+}
+
+type Compare = (a: CatalogApp, b: CatalogApp) => number;
+const bySlug: Compare = (a, b) => (a.slug < b.slug ? -1 : a.slug > b.slug ? 1 : 0);
+const byName: Compare = (a, b) => a.name.localeCompare(b.name, "en") || bySlug(a, b);
+const byWeight: Compare = (a, b) => a.featured_weight - b.featured_weight || bySlug(a, b);
+const featured: Compare = (a, b) => b.featured_weight - a.featured_weight || bySlug(a, b);
+
+const orders: Readonly<Record<AppOrder, Compare>> = {
+  [AppOrder.UNSPECIFIED]: featured,
+  [AppOrder.NAME]: byName,
+  [AppOrder.SLUG]: bySlug,
+  [AppOrder.FEATURED_WEIGHT]: byWeight,
+};
+
+/** The catalog is fixed while the process runs, so the slug of a page's last app says where the next one begins. */
+function pageOfApps(
+  catalog: Catalog,
+  { query, categories, order, descending, pageSize, pageToken }: ListAppsRequest,
+): { apps: App[]; nextPageToken: string; totalSize: number } {
+  const text = query.toLowerCase();
+  const apps = [...catalog.values()]
+    .filter(({ name, slug }) => name.toLowerCase().includes(text) || slug.includes(text))
+    .filter((app) => categories.length === 0 || categories.some((category) => app.categories.includes(category)))
+    .sort(orders[order]);
+  if (descending) apps.reverse();
+  const lastSlug = Buffer.from(pageToken, "base64url").toString();
+  const start = pageToken === "" ? 0 : apps.findIndex(({ slug }) => slug === lastSlug) + 1;
+  if (pageToken !== "" && start === 0) throw invalidField("page_token", "is not one that this list gave");
+  const page = apps.slice(start, start + (pageSize || 100));
+  const last = page.at(-1);
+  const isLast = last === undefined || start + page.length >= apps.length;
+  const nextPageToken = isLast ? "" : Buffer.from(last.slug).toString("base64url");
+  return { apps: page.map(appMessage), nextPageToken, totalSize: apps.length };
+}

@@ -1,0 +1,143 @@
+// Connect tokens, and connections as their starter sees them. How a connection starts and ends is in start-connection.ts
+// and complete-connection.ts.
+import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import { invalidField, StatusError } from "#libs/errors.ts";
+import type { CreateConnectTokenRequest, ValidateConnectTokenRequest } from "#proto/deputy/account/v1/connect.ts";
+import { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
+import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { getAccount } from "./accounts.ts";
+import { chooseApp, chooseOauthAppId, getApp } from "./app-choice.ts";
+import { findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
+import { getConnection } from "./connections.ts";
+import type { HandlerGroup } from "./handler-group.ts";
+import { appMessage, connectionMessage } from "./messages.ts";
+import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
+import { ensureUser, getProject } from "./projects.ts";
+import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
+import { requestedScopes } from "./scopes.ts";
+import { refuseUnbuilt } from "./unbuilt.ts";
+
+const maxLifetimeSeconds = 14_400;
+
+export function connectHandlers(
+  { db, catalog, gatewayUrl }: { db: AccountDatabase; catalog: Catalog; gatewayUrl: string },
+  now: () => number,
+): HandlerGroup<"createConnectToken" | "validateConnectToken" | "getConnection"> {
+  /** The slug of the app that the token names, and a check that its OAuth app goes with it. */
+  async function boundApp({ projectId, appSlug, oauthAppId }: CreateConnectTokenRequest): Promise<string> {
+    const app = appSlug === "" ? undefined : getApp(catalog, appSlug);
+    if (oauthAppId === "") return app?.slug ?? "";
+    if (app !== undefined) await chooseOauthApp(db, projectId, app.slug, oauthAppId);
+    return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).app_slug;
+  }
+
+  /** The app that a token is asked about: named, or known by the account to be reconnected. */
+  async function appInQuestion(request: ValidateConnectTokenRequest, token: ConnectTokenRow): Promise<CatalogApp> {
+    if (request.accountId === "") return chooseApp(catalog, request.appSlug, token);
+    const scope = {
+      projectId: token.project_id,
+      environment: token.environment,
+      externalUserId: token.external_user_id,
+    };
+    const { app_slug } = await getAccount(db, scope, request.accountId);
+    const app = chooseApp(catalog, app_slug, token);
+    if (request.appSlug !== "" && getApp(catalog, request.appSlug) !== app) {
+      throw invalidField("app_slug", "is not the app of the account");
+    }
+    return app;
+  }
+
+  /** What can be connected with the token; a refusal is thrown. */
+  async function judge(request: ValidateConnectTokenRequest, token: ConnectTokenRow) {
+    const app = await appInQuestion(request, token);
+    if (app.auth !== "oauth2") return { app: appMessage(app), oauthAppId: "" };
+    const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
+    const oauthApp = await chooseOauthApp(db, token.project_id, app.slug, oauthAppId);
+    return { app: appMessage(app), oauthAppId: oauthApp.id };
+  }
+
+  return {
+    async createConnectToken(request) {
+      refuseUnbuilt("webhook_uri", request.webhookUri);
+      checkRedirectUri("success_redirect_uri", request.successRedirectUri, request.environment);
+      checkRedirectUri("error_redirect_uri", request.errorRedirectUri, request.environment);
+      const { projectId, externalUserId } = request;
+      await getProject(db, projectId);
+      const appSlug = await boundApp(request);
+      const timeMs = now();
+      const lifetimeMs = (request.lifetimeSeconds || maxLifetimeSeconds) * 1000;
+      const token = {
+        project_id: projectId,
+        environment: request.environment as EnvironmentNumber,
+        external_user_id: externalUserId,
+        scopes: requestedScopes("scope", request.scope, ["connect:*"]),
+        allowed_origins: request.allowedOrigins,
+        success_redirect_uri: request.successRedirectUri,
+        error_redirect_uri: request.errorRedirectUri,
+        app_slug: appSlug,
+        oauth_app_id: request.oauthAppId,
+        // Not judged anywhere: an account is made with the scopes that the provider granted, all or a part.
+        allow_progressive_scopes: request.allowProgressiveScopes,
+        create_time: new Date(timeMs),
+        expire_time: new Date(timeMs + lifetimeMs),
+      };
+      await ensureUser(db, token, token.create_time);
+      const text = await insertConnectToken(db, token);
+      const link = new URL("/_static/connect.html", gatewayUrl);
+      link.search = new URLSearchParams({
+        token: text,
+        connectLink: "true",
+        ...(appSlug && { app: appSlug }),
+      }).toString();
+      return { token: text, expireTime: token.expire_time, connectLinkUrl: link.href };
+    },
+
+    async validateConnectToken(request) {
+      refuseUnbuilt("app_override_id", request.appOverrideId);
+      const token = await findConnectToken(db, request.connectToken, new Date(now()));
+      if (token === undefined || token.claimed_by !== null) {
+        return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message });
+      }
+      const project = await getProject(db, token.project_id);
+      const verdict = await judge(request, token).then(
+        (choice) => ({ valid: true, ...choice }),
+        (error) => {
+          if (error instanceof StatusError) return { error: validationText(error) };
+          throw error;
+        },
+      );
+      return ValidateConnectTokenResponse.fromPartial({
+        ...verdict,
+        projectId: token.project_id,
+        environment: token.environment,
+        externalUserId: token.external_user_id,
+        projectAppName: project.app_name,
+        projectSupportEmail: project.support_email,
+        successRedirectUri: token.success_redirect_uri,
+        errorRedirectUri: token.error_redirect_uri,
+        allowedOrigins: [...token.allowed_origins],
+      });
+    },
+
+    async getConnection(request) {
+      return { connection: connectionMessage(await getConnection(db, request, request.connectionId)) };
+    },
+  };
+}
+
+/** Clients know this text. */
+function validationText({ reason, message }: StatusError): string {
+  return reason === "APP_NOT_FOUND" ? "App not found. Please check your app id." : message;
+}
+
+function checkRedirectUri(field: string, uri: string, environment: Environment): void {
+  if (uri === "") return;
+  const url = URL.parse(uri);
+  if (url === null || url.username !== "" || url.password !== "" || url.hash !== "") {
+    throw invalidField(field, "is not a URL without user name and fragment");
+  }
+  const isLocal = ["localhost", "127.0.0.1"].includes(url.hostname) && environment === Environment.DEVELOPMENT;
+  if (url.protocol !== "https:" && !(url.protocol === "http:" && isLocal)) {
+    throw invalidField(field, "must be https; http is for localhost in the development environment");
+  }
+}

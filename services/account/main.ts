@@ -1,0 +1,64 @@
+// The account service: knows who connected what, and never sees a stored secret.
+import { loadCatalog } from "#libs/catalog.ts";
+import { readConfig } from "#libs/config.ts";
+import { openDatabase } from "#libs/database.ts";
+import { createLogger } from "#libs/log.ts";
+import { dieLoudly, stopInOrder } from "#libs/process.ts";
+import { createClient } from "#libs/rpc-client.ts";
+import { startServer } from "#libs/rpc-server.ts";
+import { serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
+import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { accountService } from "./account-service.ts";
+import { authenticator } from "./authenticate.ts";
+import { callers } from "./callers.ts";
+import type { Tables } from "./schema.ts";
+import { loadTokenKeys } from "./token-keys.ts";
+
+const config = readConfig({
+  ...serviceSettings,
+  DEPUTY_CATALOG_DIRECTORY: { kind: "path", default: "catalog", help: "Where the apps' entries are." },
+  DEPUTY_ACCOUNT_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "Where services call." },
+  DEPUTY_ACCOUNT_PUBLIC_ADDRESS: {
+    kind: "address",
+    default: "127.0.0.1:7411",
+    help: "Where callers with a token call.",
+  },
+  DEPUTY_VAULT_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "Where the vault is." },
+  DEPUTY_DATABASE_URL: {
+    kind: "url",
+    help: "The database, as deputy_account: postgres://deputy_account@host/deputy_account.",
+  },
+  DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "The password of deputy_account." },
+  DEPUTY_TOKEN_KEY_FILE: { kind: "secret", help: "The Ed25519 private key that signs access tokens, PEM (PKCS #8)." },
+  DEPUTY_GATEWAY_URL: { kind: "url", default: "http://127.0.0.1:7400", help: "Where browsers reach the gateway." },
+});
+const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
+dieLoudly(log);
+
+const tls = tlsIdentity(config);
+const tokenKeys = await loadTokenKeys(config.DEPUTY_TOKEN_KEY_FILE);
+const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production: !config.DEPUTY_DEVELOPMENT });
+const db = openDatabase<Tables>({
+  url: config.DEPUTY_DATABASE_URL,
+  password: config.DEPUTY_DATABASE_PASSWORD_FILE,
+  applicationName: "deputy-account",
+  statementTimeoutMs: 20_000,
+  maxConnections: 20,
+  onIdleError: (error) => log.warn({ err: error }, "an idle connection to the database was lost"),
+});
+const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
+
+const server = await startServer({
+  definition: AccountServiceDefinition,
+  handlers: accountService({ db, vault, catalog, tokenKeys, gatewayUrl: config.DEPUTY_GATEWAY_URL }, Date.now),
+  callers,
+  authenticate: authenticator({ db, tokenKeys }, Date.now),
+  internalAddress: config.DEPUTY_ACCOUNT_INTERNAL_ADDRESS,
+  publicAddress: config.DEPUTY_ACCOUNT_PUBLIC_ADDRESS,
+  tls,
+  reflection: config.DEPUTY_DEVELOPMENT,
+  log,
+});
+log.info({ internalPort: server.internalPort, publicPort: server.publicPort, apps: catalog.size }, "serving");
+stopInOrder(log, server.drain, vault.close, () => db.destroy());

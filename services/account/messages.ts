@@ -1,0 +1,104 @@
+// Rows and catalog entries as the contract's messages.
+import type { CatalogApp } from "#libs/catalog.ts";
+import { Account, AccountHealth, AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { type App, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
+import { type Connection, ConnectionState } from "#proto/deputy/account/v1/connect.ts";
+import { ApiClient, Project } from "#proto/deputy/account/v1/projects.ts";
+import { appId } from "./app-choice.ts";
+import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow } from "./schema.ts";
+
+/** Times of the credential are the vault's to know and are not filled in here. */
+export function accountMessage(row: AccountRow): Account {
+  return Account.fromPartial({
+    id: row.id,
+    projectId: row.project_id,
+    environment: row.environment,
+    externalUserId: row.external_user_id,
+    appSlug: row.app_slug,
+    oauthAppId: row.oauth_app_id,
+    name: row.name,
+    state: AccountState[row.state],
+    health: AccountHealth[row.health],
+    error: row.error,
+    authorizedScopes: [...row.authorized_scopes],
+    createTime: row.create_time,
+    updateTime: row.update_time,
+  });
+}
+
+export function connectionMessage(row: ConnectionRow): Connection {
+  return {
+    id: row.id,
+    state: ConnectionState[row.state],
+    appSlug: row.app_slug,
+    externalUserId: row.external_user_id,
+    accountId: row.state === "SUCCEEDED" ? row.account_id : "",
+    error: row.error,
+    createTime: row.create_time,
+    expireTime: row.expire_time,
+  };
+}
+
+export function projectMessage(row: ProjectRow): Project {
+  return Project.fromPartial({
+    id: row.id,
+    name: row.name,
+    appName: row.app_name,
+    supportEmail: row.support_email,
+    createTime: row.create_time,
+    updateTime: row.update_time,
+  });
+}
+
+export function apiClientMessage(row: ApiClientRow): ApiClient {
+  return ApiClient.fromPartial({
+    id: row.id,
+    projectId: row.project_id,
+    name: row.name,
+    scopes: [...row.scopes],
+    createTime: row.create_time,
+    ...(row.previous_secret_expire_time !== null && { previousSecretExpireTime: row.previous_secret_expire_time }),
+  });
+}
+
+export function oauthAppMessage(row: OauthAppRow, redirectUri: string): OauthApp {
+  return {
+    id: row.id,
+    projectId: row.project_id,
+    appSlug: row.app_slug,
+    clientId: row.client_id,
+    name: row.name,
+    description: row.description,
+    scopes: [...row.scopes],
+    additionalScopes: [...row.additional_scopes],
+    redirectUri,
+    createTime: row.create_time,
+    updateTime: row.update_time,
+  };
+}
+
+const authTypes = { oauth2: AuthType.OAUTH, keys: AuthType.KEYS, none: AuthType.NONE } as const;
+
+export function appMessage(app: CatalogApp): App {
+  return {
+    id: appId(app),
+    slug: app.slug,
+    name: app.name,
+    description: app.description,
+    authType: authTypes[app.auth],
+    imageUrl: app.image_url,
+    categories: app.categories,
+    featuredWeight: app.featured_weight,
+    customFields: app.custom_fields.map((field) => ({
+      name: field.name,
+      label: field.label,
+      description: field.description,
+      defaultValue: field.default,
+      optional: field.optional,
+      secret: field.secret,
+    })),
+    scopeProfiles: app.oauth2?.scope_profiles ?? [],
+    proxy: { enabled: app.proxy.enabled, allowedDomains: app.proxy.allowed_domains, baseUrl: app.proxy.base_url },
+    projectOwned: false,
+  };
+}

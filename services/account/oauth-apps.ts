@@ -1,0 +1,74 @@
+// The table of OAuth apps: a project's own clients at providers. Their secrets are in the vault alone.
+import { notFound, StatusError } from "#libs/errors.ts";
+import type { Page, PageOf } from "./pages.ts";
+import { pageOf } from "./pages.ts";
+import type { AccountDatabase, OauthAppRow } from "./schema.ts";
+
+export async function insertOauthApp(db: AccountDatabase, row: OauthAppRow): Promise<OauthAppRow> {
+  return db.insertInto("oauth_apps").values(row).returningAll().executeTakeFirstOrThrow();
+}
+
+export async function getOauthApp(db: AccountDatabase, projectId: string, id: string): Promise<OauthAppRow> {
+  const row = await db
+    .selectFrom("oauth_apps")
+    .selectAll()
+    .where("project_id", "=", projectId)
+    .where("id", "=", id)
+    .executeTakeFirst();
+  if (row === undefined) throw notFound("OAuth app");
+  return row;
+}
+
+/** The OAuth app to connect an app with: the one named, which must be of this app, else the project's newest. */
+export async function chooseOauthApp(
+  db: AccountDatabase,
+  projectId: string,
+  appSlug: string,
+  id: string,
+): Promise<OauthAppRow> {
+  if (id !== "") {
+    const named = await getOauthApp(db, projectId, id);
+    if (named.app_slug !== appSlug) throw notFound("OAuth app");
+    return named;
+  }
+  const newest = await db
+    .selectFrom("oauth_apps")
+    .selectAll()
+    .where("project_id", "=", projectId)
+    .where("app_slug", "=", appSlug)
+    .orderBy("create_time", "desc")
+    .orderBy("id", "desc")
+    .limit(1)
+    .executeTakeFirst();
+  if (newest !== undefined) return newest;
+  throw new StatusError(
+    "FAILED_PRECONDITION",
+    "OAUTH_APP_MISSING",
+    `The project has no OAuth app for ${appSlug}: register a client at the provider and make one with CreateOauthApp.`,
+  );
+}
+
+/** OAuth apps in the order in which they were made; an empty filter lets all through. */
+export async function listOauthApps(
+  db: AccountDatabase,
+  filter: { readonly projectId: string; readonly appSlug: string; readonly query: string },
+  page: Page,
+): Promise<PageOf<OauthAppRow>> {
+  let matching = db.selectFrom("oauth_apps").where("project_id", "=", filter.projectId);
+  if (filter.appSlug !== "") matching = matching.where("app_slug", "=", filter.appSlug);
+  if (filter.query !== "") {
+    matching = matching.where((where) =>
+      where(where.fn("strpos", [where.fn("lower", ["name"]), where.val(filter.query.toLowerCase())]), ">", 0),
+    );
+  }
+  let rows = matching
+    .selectAll()
+    .orderBy("create_time")
+    .orderBy("id")
+    .limit(page.size + 1);
+  const { after } = page;
+  if (after) rows = rows.where((w) => w(w.refTuple("create_time", "id"), ">", w.tuple(after.createTime, after.id)));
+  const count = matching.select((select) => select.fn.countAll<bigint>().as("count"));
+  const [found, { count: total }] = await Promise.all([rows.execute(), count.executeTakeFirstOrThrow()]);
+  return pageOf(found, page.size, Number(total));
+}

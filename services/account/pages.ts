@@ -1,0 +1,52 @@
+// Pages of a list by key: a page token holds the place of the last row, so that a page costs the same wherever it is, and
+// rows that come or go meanwhile neither repeat nor hide others. Opaque to callers, and worth nothing: no right is in it.
+import { invalidField } from "#libs/errors.ts";
+
+/** Where a page ended: lists are in the order of these two. */
+export interface PageKey {
+  readonly createTime: Date;
+  readonly id: string;
+}
+
+/** Which page is asked for. */
+export interface Page {
+  readonly size: number;
+  readonly after: PageKey | undefined;
+}
+
+/** One page of rows. */
+export interface PageOf<Row> {
+  readonly rows: readonly Row[];
+  /** Empty on the last page. */
+  readonly nextPageToken: string;
+  readonly totalSize: number;
+}
+
+const defaultPageSize = 100;
+
+/** The page that a request asks for. */
+export function requestedPage({ pageSize, pageToken }: { pageSize: number; pageToken: string }): Page {
+  return { size: pageSize || defaultPageSize, after: pageToken === "" ? undefined : readPageToken(pageToken) };
+}
+
+/** Makes a page of what was found by asking for one row more than the page has. */
+export function pageOf<Row extends { create_time: Date; id: string }>(
+  found: readonly Row[],
+  size: number,
+  totalSize: number,
+): PageOf<Row> {
+  const rows = found.slice(0, size);
+  const last = rows.at(-1);
+  const nextPageToken = found.length > size && last !== undefined ? writePageToken(last) : "";
+  return { rows, nextPageToken, totalSize };
+}
+
+function writePageToken({ create_time, id }: { create_time: Date; id: string }): string {
+  return Buffer.from(`${create_time.getTime()} ${id}`).toString("base64url");
+}
+
+function readPageToken(token: string): PageKey {
+  const [, time, id] = /^(\d{1,15}) (\w{1,64})$/.exec(Buffer.from(token, "base64url").toString()) ?? [];
+  if (time === undefined || id === undefined) throw invalidField("page_token", "is not one that a list gave");
+  return { createTime: new Date(Number(time)), id };
+}

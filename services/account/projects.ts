@@ -1,0 +1,38 @@
+// The tables of tenants and of their users. A user is the tenant's own id of somebody, kept from the first time it is named.
+import { notFound } from "#libs/errors.ts";
+import { newId } from "#libs/ids.ts";
+import type { AccountDatabase, EnvironmentNumber, ProjectRow } from "./schema.ts";
+
+export async function insertProject(
+  db: AccountDatabase,
+  project: Pick<ProjectRow, "name" | "app_name" | "support_email">,
+  time: Date,
+): Promise<ProjectRow> {
+  const row = { ...project, id: newId("proj"), create_time: time, update_time: time };
+  return db.insertInto("projects").values(row).returningAll().executeTakeFirstOrThrow();
+}
+
+export async function getProject(db: AccountDatabase, id: string): Promise<ProjectRow> {
+  const row = await db.selectFrom("projects").selectAll().where("id", "=", id).executeTakeFirst();
+  if (row === undefined) throw notFound("project");
+  return row;
+}
+
+/** Makes the user known. Once known, nothing changes. */
+export async function ensureUser(
+  db: AccountDatabase,
+  user: { project_id: string; environment: EnvironmentNumber; external_user_id: string },
+  time: Date,
+): Promise<void> {
+  await db
+    .insertInto("external_users")
+    .values({
+      project_id: user.project_id,
+      environment: user.environment,
+      external_user_id: user.external_user_id,
+      id: newId("exu"),
+      create_time: time,
+    })
+    .onConflict((conflict) => conflict.doNothing())
+    .execute();
+}
