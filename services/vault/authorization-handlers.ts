@@ -1,0 +1,40 @@
+// The handlers of OAuth: authorizations and the projects' own OAuth clients.
+import { notFound } from "#libs/errors.ts";
+import type { Handlers } from "#libs/rpc.ts";
+import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { type AuthorizeOptions, completeAuthorization, startAuthorization } from "./authorize.ts";
+import { credentialMessage, environmentName } from "./credential-messages.ts";
+import { destroyOauthClient, putOauthClient } from "./oauth-clients.ts";
+
+type AuthorizationHandlers = Pick<
+  Handlers<typeof CredentialVaultDefinition>,
+  "startAuthorization" | "completeAuthorization" | "putOauthClient" | "destroyOauthClient"
+>;
+
+/** The handlers over their collaborators. */
+export function authorizationHandlers(options: AuthorizeOptions): AuthorizationHandlers {
+  return {
+    startAuthorization: (request) =>
+      startAuthorization(options, { ...request, environment: environmentName(request.environment) }),
+
+    async completeAuthorization({ state, code, error, issuer }, call) {
+      const { row, identityName } = await completeAuthorization(
+        options,
+        { state, code, error, issuer },
+        call.deadlineMs,
+      );
+      return { credential: credentialMessage(row), identityName };
+    },
+
+    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets }) {
+      if (!options.catalog.has(appSlug)) throw notFound("app");
+      await putOauthClient(options, { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets });
+      return {};
+    },
+
+    async destroyOauthClient(request) {
+      await destroyOauthClient(options.db, request);
+      return {};
+    },
+  };
+}

@@ -1,0 +1,178 @@
+// An OAuth authorization from its beginning to the sealed grant. The state is 256 random bits kept nowhere but in the URL;
+// the PKCE verifier lies sealed. The code is exchanged once: whoever claims the row exchanges, everybody else waits for the
+// outcome and gets the same. A claim is given back only where the provider has not seen the code.
+import { setTimeout as sleep } from "node:timers/promises";
+import * as oauth from "oauth4webapi";
+import type { Catalog } from "#libs/catalog.ts";
+import { notFound, StatusError } from "#libs/errors.ts";
+import { digest, randomText } from "#libs/ids.ts";
+import {
+  type AuthorizationRow,
+  type AuthorizationSecrets,
+  authorizationOwner,
+  claimAuthorization,
+  failAuthorization,
+  failStaleAuthorization,
+  getAuthorization,
+  insertAuthorization,
+  lockClaim,
+  releaseAuthorization,
+  succeedAuthorization,
+} from "./authorizations.ts";
+import { type CredentialRow, credentialOwner, getCredential } from "./credentials.ts";
+import { factsOf, materialOf } from "./grants.ts";
+import { findOauthClient } from "./oauth-clients.ts";
+import {
+  authorizationUrl,
+  exchangeCode,
+  fetchIdentityName,
+  isOauthApp,
+  judgeRedirect,
+  type ProviderContext,
+  type Redirect,
+} from "./provider.ts";
+import type { ProviderAccess } from "./provider-http.ts";
+import { insertRevocation, prepareRevocation } from "./revocations.ts";
+import type { VaultDatabase } from "./schema.ts";
+import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
+import { type CredentialSubject, storeCredential } from "./store.ts";
+import type { TokenGrant } from "./token-answers.ts";
+
+/** What an authorization needs. */
+export interface AuthorizeOptions {
+  readonly db: VaultDatabase;
+  readonly secrets: Secrets;
+  readonly catalog: Catalog;
+  readonly providers: ProviderAccess;
+}
+
+/** What to authorize. */
+export interface AuthorizationRequest extends CredentialSubject {
+  readonly redirectUri: string;
+  /** The app's own when empty. */
+  readonly scopes: readonly string[];
+  readonly fields: Readonly<Record<string, string>>;
+}
+
+/** How an authorization ended well. */
+export interface CompletedAuthorization {
+  readonly row: CredentialRow;
+  readonly identityName: string;
+}
+
+const failureTexts: Readonly<Record<string, string>> = {
+  ACCESS_DENIED: "The user did not allow the connection.",
+  ACCOUNT_REVOKED: "The account was revoked meanwhile.",
+  AUTHORIZATION_EXPIRED: "The authorization was begun too long ago: start again.",
+  AUTHORIZATION_INTERRUPTED: "The authorization was interrupted: start again.",
+  CODE_MISSING: "The provider sent neither a code nor an error.",
+  CODE_REJECTED: "The provider did not accept the code.",
+  ISSUER_MISMATCH: "The answer does not come from this app's provider.",
+  OAUTH_CLIENT_REJECTED: "The provider refused the OAuth app: its client id or secret is wrong.",
+  PROVIDER_ERROR: "The provider reported an error.",
+};
+
+/** Gives the page to send the browser to. */
+export async function startAuthorization(options: AuthorizeOptions, { fields, ...asked }: AuthorizationRequest) {
+  const context = await contextOf(options, asked, fields);
+  const { app } = context;
+  const scopes = asked.scopes.length > 0 ? asked.scopes : app.oauth2.scopes;
+  const state = randomText();
+  const codeVerifier = oauth.generateRandomCodeVerifier();
+  const url = await authorizationUrl(context, { redirectUri: asked.redirectUri, scopes, state, codeVerifier });
+  const subject = { ...asked, scopes, stateDigest: digest(state) };
+  const owner = authorizationOwner(subject);
+  const sealed = sealWith(await options.secrets.prepare(owner), owner, 0n, { codeVerifier, fields });
+  const expireTime = await insertAuthorization(options.db, subject, sealed);
+  return { authorizationUrl: url, stateDigest: subject.stateDigest, expireTime };
+}
+
+/** Exchanges the code, or gives the outcome of who did. FAILED_PRECONDITION with the reason when it ended otherwise. */
+export async function completeAuthorization(
+  options: AuthorizeOptions,
+  redirect: Redirect,
+  deadlineMs: number,
+): Promise<CompletedAuthorization> {
+  const stateDigest = digest(redirect.state);
+  for (;;) {
+    await failStaleAuthorization(options.db, await getAuthorization(options.db, stateDigest));
+    const row = await getAuthorization(options.db, stateDigest);
+    if (row.state === "SUCCEEDED") return outcomeOf(options.db, row);
+    if (row.state === "FAILED") throw failure(row.failureReason);
+    if (row.state === "PENDING") await exchangeOnce(options, row, redirect);
+    else if (Date.now() > deadlineMs) throw new StatusError("UNAVAILABLE", "AUTHORIZATION_BUSY", "Still under way.");
+    else await sleep(100);
+  }
+}
+
+/** Claims the row and drives it to an outcome; does nothing when another has claimed it. */
+async function exchangeOnce(options: AuthorizeOptions, row: AuthorizationRow, redirect: Redirect): Promise<void> {
+  // Whatever can be missing or sealed is fetched first: from the claim on, only the provider can fail.
+  const value = await options.secrets.open<AuthorizationSecrets>(authorizationOwner(row), { ...row, generation: 0n });
+  const context = await contextOf(options, row, value.fields);
+  const key = await options.secrets.prepare(credentialOwner(row));
+  if (!(await claimAuthorization(options.db, row))) return;
+  const judged = judgeRedirect(context, redirect);
+  if (judged.kind === "refused") return failAuthorization(options.db, row, judged.reason);
+  const { redirectUri } = row;
+  const grant = { parameters: judged.parameters, redirectUri, codeVerifier: value.codeVerifier };
+  const outcome = await exchangeCode(options.providers, context, grant);
+  switch (outcome.kind) {
+    case "granted":
+      return keepGrant(options, row, { context, key, grant: outcome.grant });
+    case "retry":
+      if (!outcome.sent) {
+        await releaseAuthorization(options.db, row);
+        throw new StatusError("UNAVAILABLE", "PROVIDER_UNREACHABLE", "The provider cannot be reached now.");
+      }
+      return failAuthorization(options.db, row, "PROVIDER_ERROR");
+    case "client_rejected":
+      return failAuthorization(options.db, row, "OAUTH_CLIENT_REJECTED");
+    case "rejected":
+      return failAuthorization(options.db, row, "CODE_REJECTED");
+    case "unknown":
+      return failAuthorization(options.db, row, "PROVIDER_ERROR");
+  }
+}
+
+async function keepGrant(
+  { db, secrets, providers }: AuthorizeOptions,
+  row: AuthorizationRow,
+  { context, key, grant }: { context: ProviderContext; key: ReadyKey; grant: TokenGrant },
+): Promise<void> {
+  const identityName = await fetchIdentityName(providers, context, grant.accessToken);
+  const material = materialOf(grant, context.fields);
+  const stored = await db.transaction().execute(async (transaction) => {
+    if (!(await lockClaim(transaction, row))) return false;
+    const facts = factsOf(context.app, grant, row.scopes);
+    const isStored = await storeCredential(transaction, row, { key, material, facts });
+    if (isStored) await succeedAuthorization(transaction, row, identityName);
+    else await failAuthorization(transaction, row, "ACCOUNT_REVOKED");
+    return isStored;
+  });
+  if (stored || context.app.oauth2.revoke === undefined) return;
+  // Revoked while the user was at the provider: what was just granted must not live on there.
+  const prepared = await prepareRevocation(secrets, row, { ...material, client: context.client });
+  await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
+}
+
+async function contextOf(
+  options: AuthorizeOptions,
+  subject: Pick<CredentialSubject, "projectId" | "oauthAppId" | "appSlug">,
+  fields: Readonly<Record<string, string>>,
+): Promise<ProviderContext> {
+  const app = options.catalog.get(subject.appSlug);
+  if (app === undefined) throw notFound("app");
+  if (!isOauthApp(app)) throw new StatusError("FAILED_PRECONDITION", "APP_HAS_NO_OAUTH", "The app connects by keys.");
+  const client = await findOauthClient(options, subject);
+  if (client === undefined) throw notFound("OAuth app");
+  return { app, client, fields };
+}
+
+async function outcomeOf(db: VaultDatabase, row: AuthorizationRow): Promise<CompletedAuthorization> {
+  return { row: await getCredential(db, row), identityName: row.identityName };
+}
+
+function failure(reason: string): StatusError {
+  return new StatusError("FAILED_PRECONDITION", reason, failureTexts[reason] ?? "The authorization failed.");
+}

@@ -1,0 +1,28 @@
+// Who may call the vault: the account service keeps credentials, proxies lease, operators look after the keys. Nobody from
+// outside: there is no public listener. A lease needs both the proxy's certificate and the token of whom the request is for,
+// so that a stolen certificate alone leases nothing.
+import type { Admission, CallersTable } from "#libs/callers.ts";
+import type { MethodName } from "#libs/rpc.ts";
+import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+
+const account: readonly Admission[] = [{ service: "account" }];
+const operator: readonly Admission[] = [{ service: "operator" }];
+
+/** The ways in, for each method. */
+export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinition>> = {
+  storeCredential: account,
+  startAuthorization: account,
+  completeAuthorization: account,
+  refreshCredential: account,
+  getCredential: account,
+  revealCredential: account,
+  destroyCredentials: account,
+  leaseInjection: [{ service: "proxy", scope: "connect:proxy", connectToken: true }],
+  watchLeases: [{ service: "proxy" }],
+  putOauthClient: account,
+  destroyOauthClient: account,
+  exportCredentials: operator,
+  importCredentials: operator,
+  rotateKeys: operator,
+  getVaultStatus: operator,
+};

@@ -1,0 +1,99 @@
+// The handlers of stored credentials: store, look, refresh, destroy.
+import { type Catalog, fieldFaults } from "#libs/catalog.ts";
+import { invalidField, notFound, StatusError } from "#libs/errors.ts";
+import type { Handlers } from "#libs/rpc.ts";
+import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { StoreCredentialRequest } from "#proto/deputy/vault/v1/credentials.ts";
+import { credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
+import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential } from "./credentials.ts";
+import { destroyCredentials } from "./destroy.ts";
+import { factsOf, materialOf } from "./grants.ts";
+import { requireUsable, within } from "./lease.ts";
+import { isOauthApp } from "./provider.ts";
+import type { Refresher } from "./refresh.ts";
+import type { VaultDatabase } from "./schema.ts";
+import type { Secrets } from "./secrets.ts";
+import { storeCredential } from "./store.ts";
+
+/** What the handlers of this file need. */
+export interface CredentialHandlerOptions {
+  readonly db: VaultDatabase;
+  readonly secrets: Secrets;
+  readonly catalog: Catalog;
+  readonly refresher: Refresher;
+}
+
+type CredentialHandlers = Pick<
+  Handlers<typeof CredentialVaultDefinition>,
+  "storeCredential" | "getCredential" | "refreshCredential" | "destroyCredentials"
+>;
+
+/** The handlers over their collaborators. */
+export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
+  const { db, secrets, catalog, refresher } = options;
+  return {
+    async storeCredential(request) {
+      const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
+      const environment = environmentName(request.environment);
+      const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
+      const { material, facts } = materialOfRequest(catalog, request);
+      const key = await secrets.prepare(credentialOwner(subject));
+      const isStored = await db
+        .transaction()
+        .execute((transaction) => storeCredential(transaction, subject, { key, material, facts }));
+      if (!isStored) {
+        throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account takes no credential any more.");
+      }
+      return { credential: credentialMessage(await getCredential(db, subject)) };
+    },
+
+    async getCredential(request) {
+      const { projectId, accountId } = request;
+      const filter = { projectId, accountId, environment: environmentName(request.environment) };
+      return { credential: credentialMessage(await getCredential(db, filter)) };
+    },
+
+    async refreshCredential(request, call) {
+      const { projectId, accountId, generation } = request;
+      const filter = { projectId, accountId, environment: environmentName(request.environment) };
+      const row = await getCredential(db, filter);
+      requireUsable(row);
+      const isHeld = generation === 0n || generation === row.generation;
+      if (isHeld) await within(refresher.refresh(row), call);
+      const after = await getCredential(db, filter);
+      requireUsable(after);
+      return { credential: credentialMessage(after), refreshed: after.generation > row.generation };
+    },
+
+    async destroyCredentials(request) {
+      const { projectId, accountIds } = request;
+      const filter = { projectId, accountIds, environment: environmentName(request.environment) };
+      return { receipts: (await destroyCredentials(options, filter)).map(receiptMessage) };
+    },
+  };
+}
+
+function materialOfRequest(
+  catalog: Catalog,
+  { appSlug, oauthAppId, material }: StoreCredentialRequest,
+): { material: CredentialMaterial; facts: GrantFacts } {
+  const app = catalog.get(appSlug);
+  if (app === undefined) throw notFound("app");
+  if (material === undefined) throw invalidField("material", "is required");
+  if (material.$case === "fields") {
+    if (isOauthApp(app)) throw invalidField("fields", "this app connects by OAuth: give a grant");
+    const [fault] = fieldFaults(app.custom_fields, material.value.values);
+    if (fault !== undefined) throw invalidField(`fields.values.${fault.field}`, fault.description);
+    const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));
+    return { material: { fields: { ...defaults, ...material.value.values } }, facts: { scopes: [] } };
+  }
+  if (!isOauthApp(app)) throw invalidField("grant", "this app connects by keys: give fields");
+  const { accessToken, refreshToken, expireTime, scopes } = material.value;
+  if (refreshToken !== "" && oauthAppId === "") throw invalidField("oauth_app_id", "is required with a refresh token");
+  const grant = {
+    accessToken,
+    ...(refreshToken !== "" && { refreshToken }),
+    ...(expireTime !== undefined && { lifetimeSeconds: (expireTime.getTime() - Date.now()) / 1000 }),
+  };
+  return { material: materialOf(grant, {}), facts: factsOf(app, grant, scopes) };
+}

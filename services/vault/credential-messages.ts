@@ -1,0 +1,42 @@
+// What the handlers share: rows as messages of the contract, and the contract's environments as the tables name them.
+import { ProviderRevocation, type RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
+import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { type Credential, CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
+import type { CredentialRow } from "./credentials.ts";
+import type { DestroyedCredential } from "./destroy.ts";
+import type { EnvironmentName } from "./schema.ts";
+
+/** The table's name of an environment. The contract's rules have refused the unspecified one. */
+export function environmentName(environment: Environment): EnvironmentName {
+  return environment === Environment.DEVELOPMENT ? "development" : "production";
+}
+
+/** What may be known of a credential. */
+export function credentialMessage(row: CredentialRow): Credential {
+  const { accountId, stateReason, generation, createTime, updateTime } = row;
+  return {
+    accountId,
+    state: CredentialState[row.state],
+    stateReason,
+    generation,
+    scopes: [...row.scopes],
+    expireTime: row.expireTime ?? undefined,
+    lastRefreshTime: row.lastRefreshTime ?? undefined,
+    nextRefreshTime: row.nextRefreshTime ?? undefined,
+    createTime,
+    updateTime,
+  };
+}
+
+/** The proof of one destruction. */
+export function receiptMessage({ row, providerRevocation }: DestroyedCredential): RevocationReceipt {
+  return {
+    accountId: row.accountId,
+    externalUserId: row.externalUserId,
+    appSlug: row.appSlug,
+    destroyTime: row.revokeTime ?? undefined,
+    providerRevocation: ProviderRevocation[providerRevocation],
+    // Receipts are not signed yet.
+    jws: "",
+  };
+}

@@ -1,0 +1,188 @@
+// The table of credentials: one row for each account, and the statements that change it. A change of the secret is fenced by
+// the generation that it was computed from and by the state, never by who holds a lock.
+import { type Selectable, sql } from "kysely";
+import { notFound } from "#libs/errors.ts";
+import type { CredentialsTable, EnvironmentName, VaultDatabase } from "./schema.ts";
+import { type SealedColumns, type SecretOwner, wiped } from "./secrets.ts";
+
+/** A row, with the database's time at which it was read: all comparisons of times are made with that. */
+export type CredentialRow = Selectable<CredentialsTable> & { readonly readTime: Date };
+
+/** Names one credential. */
+export interface CredentialKey {
+  readonly projectId: string;
+  readonly accountId: string;
+}
+
+/** Whom a caller asks for; what belongs to others counts as absent. */
+export interface CredentialFilter extends CredentialKey {
+  readonly environment?: EnvironmentName;
+  /** Any user when empty. */
+  readonly externalUserId?: string;
+}
+
+/** The secrets of a credential, as they are sealed. */
+export interface CredentialMaterial {
+  readonly accessToken?: string;
+  readonly refreshToken?: string;
+  /** Values of the app's custom fields. */
+  readonly fields: Readonly<Record<string, string>>;
+}
+
+/** What a credential's blob is bound to. */
+export function credentialOwner(
+  row: Omit<SecretOwner, "purpose" | "id"> & { readonly accountId: string },
+): SecretOwner {
+  const { projectId, environment, externalUserId, accountId, appSlug } = row;
+  return { purpose: "credential", projectId, environment, externalUserId, id: accountId, appSlug };
+}
+
+/** The states in which a credential can still be used and refreshed. */
+export function isUsable({ state }: Pick<CredentialRow, "state">): boolean {
+  return state === "ACTIVE" || state === "UNKNOWN";
+}
+
+/** Reads a credential; undefined when there is none that matches. */
+export async function findCredential(db: VaultDatabase, filter: CredentialFilter): Promise<CredentialRow | undefined> {
+  return ofKey(db, filter)
+    .$if(filter.environment !== undefined, (query) =>
+      query.where("environment", "=", filter.environment ?? "production"),
+    )
+    .$if(Boolean(filter.externalUserId), (query) => query.where("externalUserId", "=", filter.externalUserId ?? ""))
+    .executeTakeFirst();
+}
+
+/** Reads a credential or throws NOT_FOUND. */
+export async function getCredential(db: VaultDatabase, filter: CredentialFilter): Promise<CredentialRow> {
+  const row = await findCredential(db, filter);
+  if (row === undefined) throw notFound("account");
+  return row;
+}
+
+/** Reads a credential in a transaction and keeps others from changing it until that ends. */
+export async function lockCredential(db: VaultDatabase, key: CredentialKey): Promise<CredentialRow | undefined> {
+  return ofKey(db, key).forUpdate().executeTakeFirst();
+}
+
+/** Reads the credentials of several accounts. */
+export async function listCredentials(
+  db: VaultDatabase,
+  { projectId, environment, accountIds }: DestroyFilter,
+): Promise<readonly CredentialRow[]> {
+  return withReadTime(db)
+    .where("projectId", "=", projectId)
+    .where("environment", "=", environment)
+    .where("accountId", "=", sql<string>`any(${accountIds})`)
+    .orderBy("accountId")
+    .execute();
+}
+
+/** Accounts of one environment. */
+export interface DestroyFilter {
+  readonly projectId: string;
+  readonly environment: EnvironmentName;
+  readonly accountIds: readonly string[];
+}
+
+/** How many credentials are in each state, of all projects. */
+export async function countCredentials(db: VaultDatabase): Promise<readonly { state: string; count: bigint }[]> {
+  return db
+    .selectFrom("credentials")
+    .select(["state", (eb) => eb.fn.countAll<bigint>().as("count")])
+    .groupBy("state")
+    .execute();
+}
+
+/**
+ * Wipes a credential's secret for good. False when the row is not at this generation any more, or is wiped already.
+ */
+export async function revokeCredential(db: VaultDatabase, key: CredentialKey, generation: bigint): Promise<boolean> {
+  const { numUpdatedRows } = await db
+    .updateTable("credentials")
+    .set({
+      ...wiped,
+      state: "REVOKED",
+      stateReason: "DESTROYED",
+      generation: generation + 1n,
+      nextRefreshTime: null,
+      retryTime: null,
+      revokeTime: sql<Date>`now()`,
+      updateTime: sql<Date>`now()`,
+    })
+    .where("projectId", "=", key.projectId)
+    .where("accountId", "=", key.accountId)
+    .where("generation", "=", generation)
+    .where("state", "<>", "REVOKED")
+    .executeTakeFirst();
+  return numUpdatedRows === 1n;
+}
+
+/** What a grant brought, beside its secrets. */
+export interface GrantFacts {
+  readonly scopes: readonly string[];
+  /** The access token's life from now; absent for keys and tokens without an end. */
+  readonly lifetimeSeconds?: number;
+  /** After how long it is due for a refresh; absent when it cannot be refreshed. */
+  readonly refreshAfterSeconds?: number;
+}
+
+/** The columns of those facts, on the database's clock. */
+export function grantColumns({ scopes, lifetimeSeconds, refreshAfterSeconds }: GrantFacts) {
+  return {
+    scopes: [...scopes],
+    expireTime: secondsFromNow(lifetimeSeconds),
+    nextRefreshTime: secondsFromNow(refreshAfterSeconds),
+  };
+}
+
+/** Puts the new secret of a new or reconnected account in its row; `existing` is the row as locked. */
+export async function putCredential(
+  db: VaultDatabase,
+  owner: Pick<
+    CredentialsTable,
+    "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug" | "oauthAppId"
+  >,
+  { sealed, facts, existing }: { sealed: SealedColumns; facts: GrantFacts; existing: CredentialRow | undefined },
+): Promise<void> {
+  const columns = {
+    ...sealed,
+    ...grantColumns(facts),
+    oauthAppId: owner.oauthAppId,
+    state: "ACTIVE" as const,
+    stateReason: "",
+    generation: (existing?.generation ?? 0n) + 1n,
+    failures: 0,
+    retryTime: null,
+    intentId: null,
+    intentBy: null,
+    intentTime: null,
+    updateTime: sql<Date>`now()`,
+  };
+  if (existing === undefined) {
+    await db
+      .insertInto("credentials")
+      .values({ ...owner, ...columns })
+      .execute();
+    return;
+  }
+  await db
+    .updateTable("credentials")
+    .set(columns)
+    .where("projectId", "=", owner.projectId)
+    .where("accountId", "=", owner.accountId)
+    .execute();
+}
+
+/** A time on the database's clock. */
+export function secondsFromNow(seconds: number | undefined) {
+  return seconds === undefined ? null : sql<Date>`now() + make_interval(secs => ${seconds})`;
+}
+
+// clock_timestamp: inside a transaction now() would be the transaction's beginning.
+function withReadTime(db: VaultDatabase) {
+  return db.selectFrom("credentials").selectAll().select(sql<Date>`clock_timestamp()`.as("readTime"));
+}
+
+function ofKey(db: VaultDatabase, { projectId, accountId }: CredentialKey) {
+  return withReadTime(db).where("projectId", "=", projectId).where("accountId", "=", accountId);
+}

@@ -1,0 +1,126 @@
+// A lease: an account's access material for some seconds, refreshed first where it has ended. A token that is still valid is
+// leased while its refresh runs elsewhere or fails; who waits is bounded by the caller's deadline.
+import type { Catalog } from "#libs/catalog.ts";
+import { notFound, StatusError } from "#libs/errors.ts";
+import {
+  type CredentialFilter,
+  type CredentialMaterial,
+  type CredentialRow,
+  credentialOwner,
+  getCredential,
+} from "./credentials.ts";
+import { fillInjection, type Injection } from "./injection.ts";
+import type { Refresher } from "./refresh.ts";
+import { isDue, isValid } from "./refresh-times.ts";
+import type { VaultDatabase } from "./schema.ts";
+import type { Secrets } from "./secrets.ts";
+
+/** What a proxy may use, and until when. */
+export interface Lease extends Injection {
+  readonly appSlug: string;
+  readonly proxyEnabled: boolean;
+  readonly generation: bigint;
+  readonly leaseExpireTime: Date;
+  readonly refreshed: boolean;
+}
+
+/** What leases are made from. */
+export interface LeaseOptions {
+  readonly db: VaultDatabase;
+  readonly secrets: Secrets;
+  readonly catalog: Catalog;
+  readonly refresher: Refresher;
+}
+
+/** How long a caller waits. */
+export interface Patience {
+  readonly deadlineMs: number;
+  readonly signal?: AbortSignal;
+}
+
+// design: a proxy that cannot be reached uses a destroyed credential for no longer than this.
+const leaseMs = 10_000;
+
+/** Leases one account's material, or says why there is none. */
+export async function leaseCredential(
+  options: LeaseOptions,
+  filter: CredentialFilter,
+  patience: Patience,
+): Promise<Lease> {
+  const { row, refreshed } = await freshCredential(options, filter, patience);
+  const app = options.catalog.get(row.appSlug);
+  if (app === undefined) throw notFound("app");
+  const material = await options.secrets.open<CredentialMaterial>(credentialOwner(row), row);
+  const endMs = Math.min(row.readTime.getTime() + leaseMs, row.expireTime?.getTime() ?? Number.POSITIVE_INFINITY);
+  return {
+    ...fillInjection(app, material),
+    appSlug: app.slug,
+    proxyEnabled: app.proxy.enabled,
+    generation: row.generation,
+    leaseExpireTime: new Date(endMs),
+    refreshed,
+  };
+}
+
+async function freshCredential(
+  { db, refresher }: LeaseOptions,
+  filter: CredentialFilter,
+  patience: Patience,
+): Promise<{ row: CredentialRow; refreshed: boolean }> {
+  const row = await getCredential(db, filter);
+  requireUsable(row);
+  if (!isDue(row) || (isValid(row) && isBackingOff(row))) return { row, refreshed: false };
+  if (!isBackingOff(row)) {
+    await within(refresher.refresh(row), patience).catch((error: unknown) => {
+      if (!isValid(row)) throw error;
+    });
+  }
+  const after = await getCredential(db, filter);
+  requireUsable(after);
+  if (!isValid(after)) throw refreshFailing(after);
+  return { row: after, refreshed: after.generation !== row.generation };
+}
+
+/** Throws what tells the caller that the credential cannot be used any more. */
+export function requireUsable({ state }: Pick<CredentialRow, "state">): void {
+  if (state === "REVOKED") {
+    throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account was revoked.");
+  }
+  if (state === "NEEDS_REAUTH") {
+    throw new StatusError("FAILED_PRECONDITION", "NEEDS_REAUTH", "The user has to connect the account again.");
+  }
+}
+
+function isBackingOff({ retryTime, readTime }: CredentialRow): boolean {
+  return retryTime !== null && retryTime > readTime;
+}
+
+function refreshFailing({ stateReason, retryTime }: CredentialRow): StatusError {
+  return new StatusError("UNAVAILABLE", "REFRESH_FAILING", "The access token has ended and could not be refreshed.", {
+    metadata: {
+      ...(stateReason !== "" && { state_reason: stateReason }),
+      ...(retryTime !== null && { retry_time: retryTime.toISOString() }),
+    },
+  });
+}
+
+/** Waits for work that goes on without its caller: until it is done, the caller's deadline, or the caller's end. */
+export async function within<Value>(work: Promise<Value>, { deadlineMs, signal }: Patience): Promise<Value> {
+  const { promise: left, reject } = Promise.withResolvers<never>();
+  const timedOut = () =>
+    reject(
+      new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "The refresh goes on, but the deadline has passed."),
+    );
+  const aborted = () => reject(new StatusError("CANCELLED", "CANCELLED", "The caller has left."));
+  const timer = setTimeout(timedOut, Math.max(0, Math.min(deadlineMs - Date.now(), 2_147_483_647)));
+  signal?.addEventListener("abort", aborted, { once: true });
+  if (signal?.aborted) aborted();
+  try {
+    return await Promise.race([work, left]);
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", aborted);
+    // Nobody may be left to hear that it failed.
+    work.catch(() => undefined);
+  }
+}

@@ -1,0 +1,238 @@
+// The requests of OAuth 2.0 that the vault makes: authorization URL, code exchange, refresh, revocation, identity. They are
+// formed by oauth4webapi. Id tokens are not read: nothing here turns on who the user is at the provider.
+import * as oauth from "oauth4webapi";
+import type { CatalogApp } from "#libs/catalog.ts";
+import { EgressError } from "#libs/egress-error.ts";
+import type { OauthClient } from "./oauth-clients.ts";
+import { endpointUrl, type ProviderAccess, readJson, sendToProvider } from "./provider-http.ts";
+import { errorName, judgeTokenAnswer, judgeTokenFailure, type TokenOutcome } from "./token-answers.ts";
+
+/** An app with OAuth, a client of it, and the account's fields for templated endpoints. */
+export interface ProviderContext {
+  readonly app: OauthApp;
+  readonly client: OauthClient;
+  readonly fields: Readonly<Record<string, string>>;
+}
+
+/** An app that has the part for OAuth. */
+export type OauthApp = CatalogApp & { readonly oauth2: NonNullable<CatalogApp["oauth2"]> };
+
+/** Whether the app connects by OAuth. */
+export function isOauthApp(app: CatalogApp): app is OauthApp {
+  return app.oauth2 !== undefined;
+}
+
+/** What a revocation came to. */
+export type RevocationOutcome =
+  | { readonly kind: "revoked" }
+  | { readonly kind: "retry"; readonly error: string }
+  /** The app has no way to revoke. */
+  | { readonly kind: "unsupported" };
+
+/** The page that the browser is sent to. The app's own parameters come first, so that they cannot replace ours. */
+export async function authorizationUrl(
+  { app, client, fields }: ProviderContext,
+  asked: { redirectUri: string; scopes: readonly string[]; state: string; codeVerifier: string },
+): Promise<string> {
+  const { authorize, scope_separator } = app.oauth2;
+  const url = new URL(endpointUrl(authorize.url, fields));
+  const parameters = {
+    ...authorize.parameters,
+    response_type: "code",
+    client_id: client.clientId,
+    redirect_uri: asked.redirectUri,
+    ...(asked.scopes.length > 0 && { scope: asked.scopes.join(scope_separator) }),
+    state: asked.state,
+    code_challenge: await oauth.calculatePKCECodeChallenge(asked.codeVerifier),
+    code_challenge_method: "S256",
+  };
+  for (const [name, value] of Object.entries(parameters)) url.searchParams.set(name, value);
+  return url.href;
+}
+
+/** What the redirect brought back. */
+export interface Redirect {
+  readonly state: string;
+  readonly code: string;
+  readonly error: string;
+  readonly issuer: string;
+}
+
+/** The redirect as checked, or why it is refused, by a stable name. */
+export function judgeRedirect(
+  { app, client, fields }: ProviderContext,
+  redirect: Redirect,
+):
+  | { readonly kind: "code"; readonly parameters: URLSearchParams }
+  | { readonly kind: "refused"; readonly reason: string } {
+  const { issuer } = app.oauth2;
+  // Where the app names no issuer there is nothing to compare with, and `iss` says nothing.
+  if (issuer !== undefined && redirect.issuer !== issuer) return { kind: "refused", reason: "ISSUER_MISMATCH" };
+  if (redirect.error !== "") {
+    const denied = redirect.error === "access_denied";
+    return { kind: "refused", reason: denied ? "ACCESS_DENIED" : "PROVIDER_ERROR" };
+  }
+  if (redirect.code === "") return { kind: "refused", reason: "CODE_MISSING" };
+  const parameters = new URLSearchParams({
+    state: redirect.state,
+    code: redirect.code,
+    ...(issuer !== undefined && { iss: redirect.issuer }),
+  });
+  const server = serverOf({ app, client, fields });
+  return { kind: "code", parameters: oauth.validateAuthResponse(server, clientOf(client), parameters, redirect.state) };
+}
+
+/** Exchanges a code that `judgeRedirect` let pass. */
+export function exchangeCode(
+  access: ProviderAccess,
+  context: ProviderContext,
+  grant: { parameters: URLSearchParams; redirectUri: string; codeVerifier: string },
+): Promise<TokenOutcome> {
+  return requestToken(access, context, (authentication, options) =>
+    oauth.authorizationCodeGrantRequest(
+      serverOf(context),
+      clientOf(context.client),
+      authentication,
+      grant.parameters,
+      grant.redirectUri,
+      grant.codeVerifier,
+      options,
+    ),
+  );
+}
+
+/** Spends a refresh token. */
+export function refreshGrant(
+  access: ProviderAccess,
+  context: ProviderContext,
+  refreshToken: string,
+): Promise<TokenOutcome> {
+  return requestToken(access, context, (authentication, options) =>
+    oauth.refreshTokenGrantRequest(serverOf(context), clientOf(context.client), authentication, refreshToken, options),
+  );
+}
+
+/** Asks the provider to revoke one token (RFC 7009). A token that the provider does not know is revoked. */
+export async function revokeToken(
+  access: ProviderAccess,
+  context: ProviderContext,
+  { token, hint }: { token: string; hint: "refresh_token" | "access_token" },
+): Promise<RevocationOutcome> {
+  const { revoke } = context.app.oauth2;
+  if (revoke === undefined) return { kind: "unsupported" };
+  let error = "";
+  for (const authentication of authenticationsOf(context)) {
+    try {
+      const options = { ...optionsOf(access, context), additionalParameters: { token_type_hint: hint } };
+      const server = serverOf(context);
+      const response = await oauth.revocationRequest(server, clientOf(context.client), authentication, token, options);
+      if (response.status === 200 || response.status === 204) return { kind: "revoked" };
+      error = errorOf(await readJson(response)) ?? `HTTP_${response.status}`;
+      if (error === "invalid_token" || error === "unsupported_token_type") return { kind: "revoked" };
+      if (error !== "invalid_client") break;
+    } catch (failure) {
+      if (!(failure instanceof EgressError)) throw failure;
+      return { kind: "retry", error: `EGRESS_${failure.kind.toUpperCase()}` };
+    }
+  }
+  return { kind: "retry", error };
+}
+
+/** What the provider calls the user; empty when the app has no identity request or it brings no name. */
+export async function fetchIdentityName(
+  access: ProviderAccess,
+  { app, fields }: Omit<ProviderContext, "client">,
+  accessToken: string,
+): Promise<string> {
+  const { identity } = app.oauth2;
+  if (identity === undefined) return "";
+  try {
+    const headers = { authorization: `Bearer ${accessToken}`, accept: "application/json" };
+    const url = endpointUrl(identity.url, fields);
+    const response = await sendToProvider(access, app, url, { method: "GET", headers });
+    const name = response.ok ? valueAt(await readJson(response), identity.name) : undefined;
+    return typeof name === "string" ? name.slice(0, 250) : "";
+  } catch (failure) {
+    // The account is connected either way; it only has no name.
+    if (failure instanceof EgressError) return "";
+    throw failure;
+  }
+}
+
+type Options = oauth.TokenEndpointRequestOptions;
+
+async function requestToken(
+  access: ProviderAccess,
+  context: ProviderContext,
+  send: (authentication: oauth.ClientAuth, options: Options) => Promise<Response>,
+): Promise<TokenOutcome> {
+  let outcome: TokenOutcome = { kind: "client_rejected", error: "NO_CLIENT_SECRET" };
+  // A client that is refused has spent nothing yet, so the next secret may be tried: rotation without downtime.
+  for (const authentication of authenticationsOf(context)) {
+    outcome = await attempt(authentication);
+    if (outcome.kind !== "client_rejected") break;
+  }
+  return outcome;
+
+  async function attempt(authentication: oauth.ClientAuth): Promise<TokenOutcome> {
+    try {
+      const additionalParameters = context.app.oauth2.token.parameters;
+      const response = await send(authentication, { ...optionsOf(access, context), additionalParameters });
+      return judgeTokenAnswer(response.status, await readJson(response), {
+        retryAfter: response.headers.get("retry-after"),
+        scopeSeparator: context.app.oauth2.scope_separator,
+      });
+    } catch (failure) {
+      if (failure instanceof EgressError) return judgeTokenFailure(failure);
+      throw failure;
+    }
+  }
+}
+
+function authenticationsOf({ app, client }: ProviderContext): readonly oauth.ClientAuth[] {
+  // A public client: PKCE alone proves that who exchanges the code is who asked for it.
+  if (client.secrets.length === 0) return [oauth.None()];
+  switch (app.oauth2.token.client_authentication) {
+    case "none":
+      return [oauth.None()];
+    case "client_secret_basic":
+      return client.secrets.map((secret) => oauth.ClientSecretBasic(secret));
+    case "client_secret_post":
+      return client.secrets.map((secret) => oauth.ClientSecretPost(secret));
+  }
+}
+
+function serverOf({ app, fields }: ProviderContext): oauth.AuthorizationServer {
+  const { issuer, token, revoke } = app.oauth2;
+  return {
+    // The library wants one; where the app names none, nothing is compared with it.
+    issuer: issuer ?? new URL(endpointUrl(token.url, fields)).origin,
+    authorization_response_iss_parameter_supported: issuer !== undefined,
+    token_endpoint: endpointUrl(token.url, fields),
+    ...(revoke && { revocation_endpoint: endpointUrl(revoke.url, fields) }),
+  };
+}
+
+function clientOf({ clientId }: OauthClient): oauth.Client {
+  return { client_id: clientId };
+}
+
+function optionsOf(access: ProviderAccess, { app }: ProviderContext) {
+  return {
+    [oauth.customFetch]: (url: string, { method, headers, body }: oauth.CustomFetchOptions<"POST", URLSearchParams>) =>
+      sendToProvider(access, app, url, { method, headers, body }),
+  };
+}
+
+function errorOf(body: unknown): string | undefined {
+  const error = valueAt(body, "error");
+  return typeof error === "string" ? errorName(error) : undefined;
+}
+
+function valueAt(body: unknown, path: string): unknown {
+  return path.split(".").reduce<unknown>((value, name) => {
+    return typeof value === "object" && value !== null && Object.hasOwn(value, name)
+      ? (value as Record<string, unknown>)[name]
+      : undefined;
+  }, body);
+}

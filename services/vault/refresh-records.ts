@@ -1,0 +1,114 @@
+// The three statements of a refresh on its row: begin it, store what it brought, note that it failed. Each holds only while
+// the row is as the refresh found it.
+import { sql } from "kysely";
+import {
+  type CredentialKey,
+  type CredentialRow,
+  type GrantFacts,
+  grantColumns,
+  isUsable,
+  lockCredential,
+  secondsFromNow,
+} from "./credentials.ts";
+import type { VaultDatabase } from "./schema.ts";
+import type { SealedColumns } from "./secrets.ts";
+
+// Longer than any provider request (20 s): an intent that old belongs to a process that is gone.
+const intentSeconds = 30;
+
+/** Whether the refresh may be sent. */
+export type IntentOutcome =
+  | { readonly kind: "intended"; readonly row: CredentialRow }
+  /** The secret has changed since the caller saw it. */
+  | { readonly kind: "current" }
+  /** Another process sent one that may still be under way. */
+  | { readonly kind: "busy" }
+  /** It failed a moment ago. */
+  | { readonly kind: "backoff" }
+  /** Absent, destroyed, or in need of its user. */
+  | { readonly kind: "unusable" };
+
+/** An intent: which refresh, and which process. */
+export interface Intent {
+  readonly id: string;
+  readonly by: string;
+}
+
+const noIntent = { intentId: null, intentBy: null, intentTime: null };
+
+/** Writes the intent in a short transaction, which proves that the store takes writes before a grant is spent. */
+export async function beginRefresh(
+  db: VaultDatabase,
+  key: CredentialKey,
+  options: { generation: bigint; intent: Intent; strict: boolean },
+): Promise<IntentOutcome> {
+  const { generation, intent, strict } = options;
+  return db.transaction().execute(async (transaction): Promise<IntentOutcome> => {
+    const row = await lockCredential(transaction, key);
+    if (row === undefined || !isUsable(row)) return { kind: "unusable" };
+    if (row.generation !== generation) return { kind: "current" };
+    if (row.retryTime !== null && row.retryTime > row.readTime) return { kind: "backoff" };
+    const ageMs =
+      row.intentTime === null ? Number.POSITIVE_INFINITY : row.readTime.getTime() - row.intentTime.getTime();
+    if (strict && row.intentBy !== intent.by && ageMs < intentSeconds * 1000) return { kind: "busy" };
+    await update(transaction, key)
+      .set({ intentId: intent.id, intentBy: intent.by, intentTime: sql<Date>`clock_timestamp()` })
+      .execute();
+    return { kind: "intended", row };
+  });
+}
+
+/** Stores the new secret. False when the row is not what the refresh began from: see `findStored`. */
+export async function recordRefresh(
+  db: VaultDatabase,
+  { projectId, accountId, generation }: CredentialRow,
+  { intent, sealed, facts }: { intent: Intent; sealed: SealedColumns; facts: GrantFacts },
+): Promise<boolean> {
+  const { numUpdatedRows } = await update(db, { projectId, accountId })
+    .set({
+      ...sealed,
+      ...grantColumns(facts),
+      ...noIntent,
+      state: "ACTIVE",
+      stateReason: "",
+      generation: generation + 1n,
+      lastIntentId: intent.id,
+      failures: 0,
+      retryTime: null,
+      lastRefreshTime: sql<Date>`now()`,
+      updateTime: sql<Date>`now()`,
+    })
+    .where("generation", "=", generation)
+    .where("state", "in", ["ACTIVE", "UNKNOWN"])
+    .executeTakeFirst();
+  return numUpdatedRows === 1n;
+}
+
+/** Notes a refresh that brought nothing. False when the row has moved on meanwhile, and the failure was a race. */
+export async function recordFailure(
+  db: VaultDatabase,
+  { projectId, accountId, generation }: CredentialRow,
+  intent: Intent,
+  failure: { state: "ACTIVE" | "UNKNOWN" | "NEEDS_REAUTH"; reason: string; retrySeconds?: number },
+): Promise<boolean> {
+  const retryTime = secondsFromNow(failure.retrySeconds);
+  const { numUpdatedRows } = await update(db, { projectId, accountId })
+    .set({
+      ...noIntent,
+      state: failure.state,
+      stateReason: failure.reason,
+      failures: sql<number>`failures + 1`,
+      retryTime,
+      nextRefreshTime: failure.state === "NEEDS_REAUTH" ? null : retryTime,
+      updateTime: sql<Date>`now()`,
+    })
+    .where("generation", "=", generation)
+    .where("intentId", "=", intent.id)
+    .where("state", "in", ["ACTIVE", "UNKNOWN"])
+    .executeTakeFirst();
+  return numUpdatedRows === 1n;
+}
+
+function update(db: VaultDatabase, { projectId, accountId }: CredentialKey) {
+  return db.updateTable("credentials").where("projectId", "=", projectId).where("accountId", "=", accountId);
+}

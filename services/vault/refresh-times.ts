@@ -1,0 +1,32 @@
+// When a credential is refreshed, and when it is tried again. Pure.
+
+// A token whose end is this near is refreshed before it is leased: it would end on its way.
+const dueMarginMs = 5_000;
+
+const backoffSeconds = { first: 5, most: 15 * 60 };
+
+/** Whether the access token has ended, or is about to. */
+export function isDue({ expireTime, readTime }: { expireTime: Date | null; readTime: Date }): boolean {
+  return expireTime !== null && expireTime.getTime() - readTime.getTime() < dueMarginMs;
+}
+
+/** Whether the access token can still be used. */
+export function isValid({ expireTime, readTime }: { expireTime: Date | null; readTime: Date }): boolean {
+  return expireTime === null || expireTime > readTime;
+}
+
+/**
+ * After how many seconds a new token is due: early enough that a refresh that fails is not seen by anybody, and spread, so
+ * that accounts connected together are not refreshed together. `random` gives 0 to 1.
+ */
+export function refreshAfterSeconds(lifetimeSeconds: number, minAgeSeconds: number, random: () => number): number {
+  if (lifetimeSeconds <= 600) return Math.max(minAgeSeconds, lifetimeSeconds / 2);
+  const margin = Math.max(300, lifetimeSeconds * 0.2) + lifetimeSeconds * 0.1 * random();
+  return Math.max(minAgeSeconds, lifetimeSeconds - margin);
+}
+
+/** How long to wait after the n-th failure in a row, give or take a fifth; never shorter than the provider asked for. */
+export function backoffAfter(failures: number, random: () => number, retryAfterSeconds = 0): number {
+  const wait = Math.min(backoffSeconds.first * 2 ** (failures - 1), backoffSeconds.most);
+  return Math.max(retryAfterSeconds, wait * (0.8 + 0.4 * random()));
+}

@@ -1,0 +1,114 @@
+// The rows of the vault's database as TypeScript sees them; migrations/vault makes the tables. They stand in one file because
+// Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
+import { CamelCasePlugin, type Generated, type Kysely } from "kysely";
+import { openDatabase, type PoolOptions } from "#libs/database.ts";
+
+/** All tables of the vault. */
+export interface VaultTables {
+  readonly credentials: CredentialsTable;
+  readonly oauthClients: OauthClientsTable;
+  readonly authorizations: AuthorizationsTable;
+  readonly revocations: RevocationsTable;
+}
+
+/** The database, or a transaction in it. */
+export type VaultDatabase = Kysely<VaultTables>;
+
+/** Opens the database. End it by `destroy()`. */
+export function openVaultDatabase(options: PoolOptions): VaultDatabase {
+  return openDatabase<VaultTables>(options).withPlugin(new CamelCasePlugin());
+}
+
+/** The two worlds of a project. */
+export type EnvironmentName = "development" | "production";
+
+/** Where a credential is in its life, as the contract names it. */
+export type CredentialState = "ACTIVE" | "UNKNOWN" | "NEEDS_REAUTH" | "REVOKED";
+
+/** One row for each account. */
+export interface CredentialsTable {
+  readonly projectId: string;
+  readonly accountId: string;
+  readonly environment: EnvironmentName;
+  readonly externalUserId: string;
+  readonly appSlug: string;
+  readonly oauthAppId: string;
+  readonly state: CredentialState;
+  readonly stateReason: string;
+  readonly scopes: readonly string[];
+  readonly generation: bigint;
+  readonly blob: Buffer | null;
+  readonly dataKeyId: string | null;
+  readonly wrappedDataKey: Buffer | null;
+  readonly kekId: string | null;
+  readonly expireTime: Date | null;
+  readonly lastRefreshTime: Date | null;
+  readonly nextRefreshTime: Date | null;
+  readonly intentId: string | null;
+  readonly intentBy: string | null;
+  readonly intentTime: Date | null;
+  readonly lastIntentId: string | null;
+  readonly failures: Generated<number>;
+  readonly retryTime: Date | null;
+  readonly createTime: Generated<Date>;
+  readonly updateTime: Generated<Date>;
+  readonly revokeTime: Date | null;
+}
+
+/** A project's own OAuth clients. */
+export interface OauthClientsTable {
+  readonly projectId: string;
+  readonly oauthAppId: string;
+  readonly appSlug: string;
+  readonly clientId: string;
+  readonly generation: bigint;
+  readonly blob: Buffer | null;
+  readonly dataKeyId: string | null;
+  readonly wrappedDataKey: Buffer | null;
+  readonly kekId: string | null;
+  readonly createTime: Generated<Date>;
+  readonly updateTime: Generated<Date>;
+  readonly destroyTime: Date | null;
+}
+
+/** One row for each time that a browser is sent to a provider. */
+export interface AuthorizationsTable {
+  readonly projectId: string;
+  readonly stateDigest: Buffer;
+  readonly environment: EnvironmentName;
+  readonly externalUserId: string;
+  readonly accountId: string;
+  readonly appSlug: string;
+  readonly oauthAppId: string;
+  readonly state: "PENDING" | "EXCHANGING" | "SUCCEEDED" | "FAILED";
+  readonly failureReason: Generated<string>;
+  readonly redirectUri: string;
+  readonly scopes: readonly string[];
+  readonly blob: Buffer | null;
+  readonly dataKeyId: string | null;
+  readonly wrappedDataKey: Buffer | null;
+  readonly kekId: string | null;
+  readonly identityName: Generated<string>;
+  readonly createTime: Generated<Date>;
+  readonly expireTime: Date;
+  readonly claimTime: Date | null;
+}
+
+/** The outbox of revocations. */
+export interface RevocationsTable {
+  readonly projectId: string;
+  readonly id: string;
+  readonly environment: EnvironmentName;
+  readonly externalUserId: string;
+  readonly accountId: string;
+  readonly appSlug: string;
+  readonly state: "PENDING" | "DONE" | "FAILED";
+  readonly blob: Buffer | null;
+  readonly dataKeyId: string | null;
+  readonly wrappedDataKey: Buffer | null;
+  readonly kekId: string | null;
+  readonly lastError: Generated<string>;
+  readonly createTime: Generated<Date>;
+  readonly expireTime: Date;
+  readonly completeTime: Date | null;
+}

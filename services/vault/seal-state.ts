@@ -1,0 +1,98 @@
+// Whether the vault is sealed: without its keyring, or with rows under a key-encryption key that the keyring lacks. A sealed
+// vault answers nothing but its status. It makes no key and forgets none: it opens again when the keyring is back.
+import { StatusError } from "#libs/errors.ts";
+import type { Logger } from "#libs/log.ts";
+import type { KekProvider } from "./keyring.ts";
+import type { VaultDatabase } from "./schema.ts";
+
+/** What is known of the keys. */
+export interface KeyState {
+  /** Why the vault is sealed, for the operator; undefined when it is not. */
+  readonly sealedReason: string | undefined;
+  readonly activeKekId: string;
+  /** How many rows are sealed under each key-encryption key. */
+  readonly dataKeysByKek: ReadonlyMap<string, bigint>;
+}
+
+/** Watches over the keys. */
+export interface SealState {
+  /** Throws FAILED_PRECONDITION `SEALED` while the vault is sealed; asks nobody. */
+  requireOpen(): void;
+  isOpen(): boolean;
+  /** Looks now, and acts on what it finds. */
+  check(): Promise<KeyState>;
+  stop(): void;
+}
+
+/** Looks once, then again and again, and calls `onChange` whenever it turned out otherwise than before. */
+export async function watchSealState(options: {
+  readonly db: VaultDatabase;
+  readonly provider: KekProvider;
+  readonly log: Logger;
+  readonly intervalMs: number;
+  readonly onChange: (open: boolean) => void;
+}): Promise<SealState> {
+  const { db, provider, log, intervalMs, onChange } = options;
+  let isOpen: boolean | undefined;
+  let stored: ReadonlyMap<string, bigint> | undefined;
+
+  /** `counted` gives what the rows need; counting reads whole tables, so an open vault's timer goes without. */
+  async function look(counted: ReadonlyMap<string, bigint>): Promise<KeyState> {
+    stored = counted;
+    const state = await readKeyState(counted, provider);
+    const opens = state.sealedReason === undefined;
+    if (opens !== isOpen) {
+      isOpen = opens;
+      if (opens) log.info({ activeKekId: state.activeKekId }, "the vault is open");
+      else log.error({ sealedReason: state.sealedReason }, "the vault is sealed");
+      onChange(opens);
+    }
+    return state;
+  }
+
+  const check = async () => look(await countDataKeys(db));
+  const recheck = async () => (isOpen && stored ? look(stored) : check());
+
+  await check();
+  const timer = setInterval(() => {
+    // A database that cannot be reached says nothing of the keys; calls fail by themselves meanwhile.
+    recheck().catch((error: unknown) => log.warn({ err: error }, "the keys could not be checked"));
+  }, intervalMs);
+  return {
+    requireOpen() {
+      if (isOpen) return;
+      throw new StatusError(
+        "FAILED_PRECONDITION",
+        "SEALED",
+        "The vault is sealed: a key-encryption key is not available.",
+      );
+    },
+    isOpen: () => isOpen === true,
+    check,
+    stop: () => clearInterval(timer),
+  };
+}
+
+async function readKeyState(dataKeysByKek: ReadonlyMap<string, bigint>, provider: KekProvider): Promise<KeyState> {
+  const health = await provider.health();
+  if (health.kind === "sealed") return { sealedReason: health.message, activeKekId: "", dataKeysByKek };
+  const { active, all } = await provider.keyIds();
+  const missing = [...dataKeysByKek.keys()].filter((id) => !all.includes(id));
+  const sealedReason =
+    missing.length === 0 ? undefined : `stored rows need keys that the keyring has not: ${missing.join(", ")}`;
+  return { sealedReason, activeKekId: active, dataKeysByKek };
+}
+
+async function countDataKeys(db: VaultDatabase): Promise<ReadonlyMap<string, bigint>> {
+  const counts = new Map<string, bigint>();
+  for (const table of ["credentials", "oauthClients", "authorizations", "revocations"] as const) {
+    const rows = await db
+      .selectFrom(table)
+      .select(["kekId", (eb) => eb.fn.countAll<bigint>().as("count")])
+      .where("kekId", "is not", null)
+      .groupBy("kekId")
+      .execute();
+    for (const { kekId, count } of rows) counts.set(String(kekId), (counts.get(String(kekId)) ?? 0n) + count);
+  }
+  return counts;
+}

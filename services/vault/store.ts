@@ -1,0 +1,40 @@
+// Puts a secret in its account's row: the first one, or a new one in the place of the old when the user connects again. An
+// account that was destroyed takes none any more.
+import {
+  type CredentialMaterial,
+  credentialOwner,
+  type GrantFacts,
+  lockCredential,
+  putCredential,
+} from "./credentials.ts";
+import type { CredentialsTable, VaultDatabase } from "./schema.ts";
+import { type ReadyKey, sealWith } from "./secrets.ts";
+
+/** Whose credential it is. */
+export type CredentialSubject = Pick<
+  CredentialsTable,
+  "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug" | "oauthAppId"
+>;
+
+/**
+ * Seals and stores, within a transaction. False when the account was destroyed, or belongs to another user or app. The key is
+ * a new one, so that what was sealed before cannot be opened with it.
+ */
+export async function storeCredential(
+  transaction: VaultDatabase,
+  { projectId, environment, externalUserId, accountId, appSlug, oauthAppId }: CredentialSubject,
+  { key, material, facts }: { key: ReadyKey; material: CredentialMaterial; facts: GrantFacts },
+): Promise<boolean> {
+  const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
+  const existing = await lockCredential(transaction, subject);
+  if (existing !== undefined) {
+    const isSame =
+      existing.environment === environment &&
+      existing.externalUserId === externalUserId &&
+      existing.appSlug === appSlug;
+    if (existing.state === "REVOKED" || !isSame) return false;
+  }
+  const sealed = sealWith(key, credentialOwner(subject), (existing?.generation ?? 0n) + 1n, material);
+  await putCredential(transaction, subject, { sealed, facts, existing });
+  return true;
+}

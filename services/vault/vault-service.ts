@@ -1,0 +1,91 @@
+// The CredentialVault as handlers: the union of its groups, with leases and status, behind one guard: while the vault is
+// sealed every method but its status says so.
+import type { Catalog } from "#libs/catalog.ts";
+import { unimplemented } from "#libs/errors.ts";
+import type { Handlers } from "#libs/rpc.ts";
+import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { authorizationHandlers } from "./authorization-handlers.ts";
+import { credentialHandlers } from "./credential-handlers.ts";
+import { environmentName } from "./credential-messages.ts";
+import { countCredentials } from "./credentials.ts";
+import { leaseCredential } from "./lease.ts";
+import type { ProviderAccess } from "./provider-http.ts";
+import type { Refresher } from "./refresh.ts";
+import { countPendingRevocations } from "./revocations.ts";
+import type { VaultDatabase } from "./schema.ts";
+import type { SealState } from "./seal-state.ts";
+import type { Secrets } from "./secrets.ts";
+
+type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
+
+/** What the service is made of. */
+export interface VaultServiceOptions {
+  readonly db: VaultDatabase;
+  readonly secrets: Secrets;
+  readonly catalog: Catalog;
+  readonly providers: ProviderAccess;
+  readonly refresher: Refresher;
+}
+
+/** The service over its collaborators. */
+export function vaultService(options: VaultServiceOptions, sealState: SealState): VaultHandlers {
+  const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
+    ...credentialHandlers(options),
+    ...authorizationHandlers(options),
+    async leaseInjection({ projectId, environment, externalUserId, accountId }, call) {
+      const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
+      const lease = await leaseCredential(options, filter, call);
+      return {
+        lease: {
+          ...lease,
+          headers: [...lease.headers],
+          query: [...lease.query],
+          allowedDomains: [...lease.allowedDomains],
+        },
+      };
+    },
+    async revealCredential() {
+      throw unimplemented("RevealCredential");
+    },
+    watchLeases() {
+      throw unimplemented("WatchLeases");
+    },
+    exportCredentials() {
+      throw unimplemented("ExportCredentials");
+    },
+    importCredentials() {
+      throw unimplemented("ImportCredentials");
+    },
+    async rotateKeys() {
+      throw unimplemented("RotateKeys");
+    },
+  };
+  return { ...guarded(handlers, sealState), getVaultStatus: () => vaultStatus(options.db, sealState) };
+}
+
+/** Asks before each call, once for all methods, so that none can forget it. */
+function guarded<Methods extends object>(handlers: Methods, sealState: SealState): Methods {
+  const entries = Object.entries(handlers).map(([name, handler]) => [
+    name,
+    (...parameters: readonly unknown[]) => {
+      sealState.requireOpen();
+      return handler(...parameters);
+    },
+  ]);
+  return Object.fromEntries(entries);
+}
+
+async function vaultStatus(db: VaultDatabase, sealState: SealState) {
+  const { sealedReason, activeKekId, dataKeysByKek } = await sealState.check();
+  const states = await countCredentials(db);
+  const { count, time } = await countPendingRevocations(db);
+  return {
+    sealed: sealedReason !== undefined,
+    sealedReason: sealedReason ?? "",
+    activeKekId,
+    dataKeysByKek: Object.fromEntries(dataKeysByKek),
+    credentialsByState: Object.fromEntries(states.map(({ state, count }) => [state, count])),
+    pendingRevocations: count,
+    time,
+  };
+}

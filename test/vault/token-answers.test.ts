@@ -1,0 +1,53 @@
+// What token endpoints say, by table: standard answers, answers that say no with 200, and answers that say nothing.
+import { expect, test } from "vitest";
+import { EgressError } from "#libs/egress-error.ts";
+import { judgeTokenAnswer, judgeTokenFailure } from "../../services/vault/token-answers.ts";
+
+const granted = (grant: object) => ({ kind: "granted", grant });
+const retry = (error: string, more: object = {}) => ({ kind: "retry", error, sent: true, ...more });
+
+test.each([
+  ["a token alone", 200, { access_token: "a" }, granted({ accessToken: "a" })],
+  [
+    "a whole grant",
+    200,
+    { access_token: "a", refresh_token: "r", expires_in: 60, scope: "x y" },
+    granted({ accessToken: "a", refreshToken: "r", lifetimeSeconds: 60, scopes: ["x", "y"] }),
+  ],
+  ["a life as text", 200, { access_token: "a", expires_in: "60" }, granted({ accessToken: "a", lifetimeSeconds: 60 })],
+  ["a life that is none", 200, { access_token: "a", expires_in: "soon" }, granted({ accessToken: "a" })],
+  [
+    "an endless life",
+    200,
+    { access_token: "a", expires_in: 1e300 },
+    granted({ accessToken: "a", lifetimeSeconds: 315_360_000 }),
+  ],
+  ["an empty token", 200, { access_token: "" }, { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
+  ["200 without JSON", 200, undefined, { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
+  ["invalid_grant", 400, { error: "invalid_grant" }, { kind: "rejected", error: "invalid_grant" }],
+  ["invalid_grant with 200", 200, { error: "invalid_grant" }, { kind: "rejected", error: "invalid_grant" }],
+  ["invalid_client", 401, { error: "invalid_client" }, { kind: "client_rejected", error: "invalid_client" }],
+  ["401 without a word", 401, undefined, { kind: "client_rejected", error: "HTTP_401" }],
+  ["400 without a word", 400, {}, retry("HTTP_400")],
+  ["403 from a gateway", 403, "<html>", retry("HTTP_403")],
+  ["a redirect", 302, undefined, retry("HTTP_302")],
+  ["an outage", 503, undefined, retry("HTTP_503")],
+  ["an unknown error", 400, { error: "slow_down" }, retry("slow_down")],
+  ["an error that echoes something", 400, { error: "ya29.Token" }, retry("unnamed_error")],
+])("judges %s", (_name, status, body, outcome) => {
+  expect(judgeTokenAnswer(status, body)).toEqual(outcome);
+});
+
+test("passes on for how long the provider wants to be left alone, and splits scopes as the app does", () => {
+  expect(judgeTokenAnswer(429, {}, { retryAfter: "30" })).toEqual(retry("HTTP_429", { retryAfterSeconds: 30 }));
+  expect(judgeTokenAnswer(429, {}, { retryAfter: "Wed, 21 Oct 2026 07:28:00 GMT" })).toEqual(retry("HTTP_429"));
+  expect(judgeTokenAnswer(200, { access_token: "a", scope: "x,y" }, { scopeSeparator: "," })).toEqual(
+    granted({ accessToken: "a", scopes: ["x", "y"] }),
+  );
+});
+
+test("tells a request that was never sent from one whose answer is missing", () => {
+  const failed = (sent: boolean) => judgeTokenFailure(new EgressError("timeout", "late", sent));
+  expect(failed(false)).toEqual({ kind: "retry", error: "EGRESS_TIMEOUT", sent: false });
+  expect(failed(true)).toEqual({ kind: "unknown", error: "EGRESS_TIMEOUT" });
+});

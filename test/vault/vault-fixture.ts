@@ -1,0 +1,241 @@
+// A vault as its process runs it, on a true database, between an account service that publishes token keys and the true
+// sandbox provider behind a shim. Several vaults can share one database.
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { sql } from "kysely";
+import { afterAll, beforeEach } from "vitest";
+import { accessTokenVerifier, type IdentityClaims } from "#libs/access-tokens.ts";
+import { type Catalog, type CatalogApp, loadCatalog } from "#libs/catalog.ts";
+import { openEgress } from "#libs/egress.ts";
+import { createLogger } from "#libs/log.ts";
+import type { Client } from "#libs/rpc.ts";
+import { createClient } from "#libs/rpc-client.ts";
+import { startServer } from "#libs/rpc-server.ts";
+import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { answerConsent } from "../../dev/sandbox-consent.ts";
+import { startSandboxProvider } from "../../dev/sandbox-provider.ts";
+import { accountLocks } from "../../services/vault/account-locks.ts";
+import { vaultCallers } from "../../services/vault/callers.ts";
+import { dataKeys } from "../../services/vault/data-keys.ts";
+import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
+import { createRefresher } from "../../services/vault/refresh.ts";
+import { startRevocationWorker } from "../../services/vault/revocation-worker.ts";
+import { openVaultDatabase } from "../../services/vault/schema.ts";
+import { watchSealState } from "../../services/vault/seal-state.ts";
+import { secretsOver } from "../../services/vault/secrets.ts";
+import { vaultService } from "../../services/vault/vault-service.ts";
+import { createTestDatabase } from "../support/postgres.ts";
+import { startProviderShim } from "../support/provider-shim.ts";
+import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
+import { testTls } from "../support/tls.ts";
+
+type Vault = Client<typeof CredentialVaultDefinition>;
+type Service = "account" | "proxy" | "operator" | "gateway";
+
+const clientId = "deputy-test";
+const clientSecret = "a secret: with % and +";
+export const redirectUri = "http://127.0.0.1:9/oauth/callback";
+export const whose = { projectId: "proj_1", environment: Environment.DEVELOPMENT, externalUserId: "user-1" };
+const claims: IdentityClaims = { sub: "cli_1", project_id: "proj_1", scope: "connect:proxy" };
+
+/** When a call made now must have ended, and the token that it carries. */
+export function soon(token?: string): { deadlineMs: number; token?: string } {
+  return { deadlineMs: Date.now() + 15_000, ...(token !== undefined && { token }) };
+}
+
+/** A token of a caller with the right to use the proxy, unless told otherwise. */
+export function tokenWith(more: Partial<IdentityClaims> = {}): Promise<string> {
+  return signToken({ ...claims, ...more });
+}
+
+/** Sets up what the tests of one file share. Call it at the top level of the file. */
+export async function vaultFixture() {
+  const database = await createTestDatabase("vault");
+  const ends: (() => unknown)[] = [];
+  afterAll(async () => {
+    for (const end of ends.splice(0).reverse()) await end();
+  });
+  const directory = await mkdtemp(join(tmpdir(), "deputy-vault-"));
+  ends.push(() => rm(directory, { recursive: true }));
+  const keyringFile = join(directory, "keyring.json");
+  await createKeyringFile({ path: keyringFile, now: Date.now });
+
+  const tls = await testTls("sandbox");
+  const provider = await startSandboxProvider({
+    port: 0,
+    hostname: "localhost",
+    clientId,
+    clientSecret,
+    redirectUris: [redirectUri],
+    accessTokenSeconds: 3600,
+    tls: { key: tls.key, cert: tls.certificate },
+  });
+  ends.push(() => provider.stop());
+  const shim = await startProviderShim(provider.url, tls);
+  ends.push(() => shim.stop());
+  beforeEach(() => shim.misbehave(() => undefined));
+
+  const exemptTargets = [new URL(provider.url).host, shim.address];
+  const account = await startStandIn({
+    definition: AccountServiceDefinition,
+    service: "account",
+    handlers: { getTokenKeys: async () => ({ keys: [...(await tokenKeys())] }) },
+    callers: { getTokenKeys: [{ service: "vault" }] },
+  });
+  ends.push(() => account.drain(1_000));
+  const catalog = catalogAt(provider.url, shim.url);
+  const access = { ...database.runtime, applicationName: "vault-test", statementTimeoutMs: 10_000 };
+  const db = openVaultDatabase({ ...access, maxConnections: 4 });
+  ends.push(() => db.destroy());
+
+  /** Starts a vault process's parts, as main.ts puts them together. */
+  async function startVault(more: { timeoutMs?: number; keyringFile?: string; worker?: boolean } = {}) {
+    const own: (() => unknown)[] = [];
+    const lines: string[] = [];
+    const log = createLogger("vault", "info", { write: (line) => lines.push(line) });
+    const vaultDb = openVaultDatabase({ ...access, maxConnections: 10 });
+    const keyring = fileKeyring({ path: more.keyringFile ?? keyringFile });
+    const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }));
+    const egress = openEgress({ exemptTargets, extraCa: tls.ca });
+    const providers = { egress, exemptTargets, ...(more.timeoutMs !== undefined && { timeoutMs: more.timeoutMs }) };
+    const locks = accountLocks(access);
+    const refresher = createRefresher({ db: vaultDb, locks, secrets, catalog, providers, log });
+    const vaultTls = await testTls("vault");
+    const address = `127.0.0.1:${account.internalPort}`;
+    const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
+    const verify = accessTokenVerifier(async () => (await keys.getTokenKeys({}, soon())).keys, Date.now);
+    let setServing = (_serving: boolean): void => undefined;
+    const onChange = (open: boolean) => setServing(open);
+    const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50, onChange });
+    const server = await startServer({
+      definition: CredentialVaultDefinition,
+      handlers: vaultService({ db: vaultDb, secrets, catalog, providers, refresher }, sealState),
+      callers: vaultCallers,
+      authenticate: async (token) => ({ identity: await verify(token), token }),
+      internalAddress: "127.0.0.1:0",
+      tls: vaultTls,
+      reflection: false,
+      log,
+    });
+    setServing = server.setServing;
+    server.setServing(sealState.isOpen());
+    if (more.worker !== false) {
+      const worker = await startRevocationWorker({ db: vaultDb, secrets, catalog, providers, log }, access);
+      own.push(() => worker.stop());
+    }
+    const clients: { [Name in Service]?: Vault & { close(): void } } = {};
+    async function as(service: Service): Promise<Vault> {
+      const found = clients[service] ?? (await connect(service));
+      clients[service] = found;
+      return found;
+    }
+    async function connect(service: Service) {
+      const options = { address: `127.0.0.1:${server.internalPort}`, tls: await testTls(service), service: "vault" };
+      return createClient(CredentialVaultDefinition, options);
+    }
+    const stop = async () => {
+      for (const client of Object.values(clients)) client.close();
+      await server.drain(2_000);
+      sealState.stop();
+      await refresher.idle();
+      for (const end of own.splice(0)) await end();
+      await egress.close();
+      await locks.end();
+      keys.close();
+      await vaultDb.destroy();
+    };
+    ends.push(stop);
+    return { as, lines, port: server.internalPort, refresher, sealState };
+  }
+
+  const vault = await startVault();
+  const [asAccount, asProxy] = [await vault.as("account"), await vault.as("proxy")];
+  const oauthAppId = "oa_1";
+  const putClient = (clientSecrets = [clientSecret]) =>
+    asAccount.putOauthClient({ projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets }, soon());
+  await putClient();
+
+  let accounts = 0;
+  const newAccountId = () => `apn_${++accounts}`;
+
+  /** Begins an authorization and plays the user; gives what the redirect brings. */
+  async function consent(accountId: string, decision: "allow" | "deny" = "allow", name = "Ada Lovelace") {
+    const request = { ...whose, accountId, appSlug: "sandbox", oauthAppId, redirectUri };
+    const { authorizationUrl, stateDigest } = await asAccount.startAuthorization(request, soon());
+    const back = new URL(await answerConsent({ authorizationUrl, decision, name, ca: tls.ca }));
+    const value = (parameter: string) => back.searchParams.get(parameter) ?? "";
+    const redirect = { state: value("state"), code: value("code"), error: value("error"), issuer: value("iss") };
+    return { redirect, back, stateDigest };
+  }
+
+  /** Connects an account by the whole flow. */
+  async function connectAccount(): Promise<string> {
+    const accountId = newAccountId();
+    const { redirect } = await consent(accountId);
+    await asAccount.completeAuthorization(redirect, soon());
+    return accountId;
+  }
+
+  const token = await tokenWith();
+  const leaseBy = (client: Vault, accountId: string, bearer = token) =>
+    client.leaseInjection({ ...whose, accountId }, soon(bearer));
+
+  return {
+    ...{ database, db, provider, shim, catalog, vault, asAccount, asProxy, oauthAppId, token, keyringFile, directory },
+    ...{ startVault, putClient, newAccountId, consent, connectAccount, clientSecret },
+    lease: (accountId: string, bearer?: string) => leaseBy(asProxy, accountId, bearer),
+    leaseBy,
+    /** Lets the access token end, by the database's clock, in so many seconds. */
+    endTokenIn: async (accountId: string, seconds: number) => {
+      const expireTime = sql<Date>`now() + make_interval(secs => ${seconds})`;
+      await db.updateTable("credentials").set({ expireTime }).where("accountId", "=", accountId).execute();
+    },
+    rowOf: (accountId: string) =>
+      db.selectFrom("credentials").selectAll().where("accountId", "=", accountId).executeTakeFirstOrThrow(),
+    credential: async (accountId: string) => {
+      const request = { projectId: "proj_1", environment: whose.environment, accountId };
+      return (await asAccount.getCredential(request, soon())).credential;
+    },
+    destroy: async (...accountIds: string[]) => {
+      const request = { projectId: "proj_1", environment: whose.environment, accountIds };
+      return (await asAccount.destroyCredentials(request, soon())).receipts;
+    },
+    /** What the sandbox's API says to the credential of a lease. */
+    callApi: async (lease: { headers: readonly { name: string; value: string }[] } | undefined) => {
+      const headers = (lease?.headers ?? []).map(({ name, value }): [string, string] => [name, value]);
+      const url = new URL(`${provider.url}/api/me`);
+      const egress = openEgress({ exemptTargets, extraCa: tls.ca });
+      try {
+        return (await egress.send({ url, method: "GET", headers, totalTimeoutMs: 5_000, maxBodyBytes: 10_000 })).status;
+      } finally {
+        await egress.close();
+      }
+    },
+    tokenRequests: () => shim.requests.filter((path) => path === "/token").length,
+  };
+}
+
+/** The repository's own catalog, at the sandbox's true port, with what the vault sends going through the shim. */
+function catalogAt(providerUrl: string, shimUrl: string): Catalog {
+  const entries = [...loadCatalog("catalog", { production: false }).values()].map((entry): [string, CatalogApp] => {
+    const app: CatalogApp = JSON.parse(JSON.stringify(entry).replaceAll("https://localhost:7480", providerUrl));
+    const { oauth2 } = app;
+    if (oauth2 === undefined) return [app.slug, app];
+    oauth2.token.url = oauth2.token.url.replace(providerUrl, shimUrl);
+    if (oauth2.revoke) oauth2.revoke.url = oauth2.revoke.url.replace(providerUrl, shimUrl);
+    return [app.slug, app];
+  });
+  return new Map(entries);
+}
+
+/** Waits until a condition holds. */
+export async function until(condition: () => Promise<boolean> | boolean, withinMs = 10_000): Promise<void> {
+  const giveUpMs = performance.now() + withinMs;
+  while (!(await condition())) {
+    if (performance.now() > giveUpMs) throw new Error("did not come true in time");
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
