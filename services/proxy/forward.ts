@@ -106,13 +106,15 @@ function compose(
   { url, method, headers, body }: ForwardRequest,
   exemptTargets: readonly string[],
 ): Pick<EgressRequest, "url" | "method" | "headers" | "body"> {
-  const { baseUrl, allowedDomains, proxyEnabled } = lease;
+  const { baseUrl, allowedDomains, allowedPorts, proxyEnabled } = lease;
   if (proxyEnabled && !lease.absoluteUrlsAllowed && !url.startsWith("/")) {
     throw denialError(
       malformed("PATH_REQUIRED", "This app's host depends on the account: give a path that begins with /."),
     );
   }
-  const target = allowed(judgeDestination({ baseUrl, allowedDomains, proxyEnabled, exemptTargets }, {}, url));
+  const target = allowed(
+    judgeDestination({ baseUrl, allowedDomains, allowedPorts, proxyEnabled, exemptTargets }, {}, url),
+  );
   const pairs = headers.map(({ name, value }) => [name, value] as const);
   const injected = allowed(injectCredential(target.url, pairs, lease));
   return { url: injected.url, headers: injected.headers, method, ...(body.length > 0 && { body }) };

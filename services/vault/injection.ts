@@ -18,6 +18,7 @@ export interface Injection {
   readonly query: readonly InjectedValue[];
   readonly baseUrl: string;
   readonly allowedDomains: readonly string[];
+  readonly allowedPorts: readonly number[];
   /** False where the base URL is the account's own: a whole URL would take its credential elsewhere. */
   readonly absoluteUrlsAllowed: boolean;
 }
@@ -29,6 +30,7 @@ export function fillInjection({ proxy }: CatalogApp, material: CredentialMateria
   const where = {
     baseUrl: base.text,
     allowedDomains: proxy.allowed_domains,
+    allowedPorts: proxy.allowed_ports,
     absoluteUrlsAllowed: !base.isTemplate,
   };
   // A secret that cannot be used stays here.

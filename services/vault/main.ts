@@ -7,6 +7,7 @@ import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
+import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { accountLocks } from "./account-locks.ts";
@@ -21,16 +22,8 @@ import { secretsOver } from "./secrets.ts";
 import { vaultService } from "./vault-service.ts";
 
 const config = readConfig({
-  DEPUTY_DEVELOPMENT: {
-    kind: "boolean",
-    default: "false",
-    help: "Development mode: reflection, test apps, test targets.",
-  },
-  DEPUTY_LOG_LEVEL: { kind: "text", default: "info", help: "trace, debug, info, warn, error or silent." },
-  DEPUTY_TRUST_DOMAIN: { kind: "text", default: "deputy.internal", help: "The authority in certificates' names." },
-  DEPUTY_TLS_CA_FILE: { kind: "file", help: "Certificate of the authority for services, PEM." },
-  DEPUTY_TLS_CERTIFICATE_FILE: { kind: "file", help: "This service's certificate, PEM." },
-  DEPUTY_TLS_KEY_FILE: { kind: "secret", help: "Its private key, PEM." },
+  ...serviceSettings,
+  ...egressSettings,
   DEPUTY_CATALOG_DIRECTORY: { kind: "path", default: "catalog", help: "Folder of the apps." },
   DEPUTY_VAULT_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "Where services call." },
   DEPUTY_ACCOUNT_ADDRESS: {
@@ -41,22 +34,13 @@ const config = readConfig({
   DEPUTY_DATABASE_URL: { kind: "url", help: "The vault's database, as its runtime role, without the password." },
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "That role's password." },
   DEPUTY_KEYRING_FILE: { kind: "path", help: "The keyring of key-encryption keys, mode 0400." },
-  DEPUTY_EGRESS_TEST_ALLOW: { kind: "list", default: "", help: "Development: host:port that may be on loopback." },
-  DEPUTY_EGRESS_CA_FILE: { kind: "file", default: "", help: "Certificates trusted beside the system's, PEM." },
 });
 
 const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 const production = !config.DEPUTY_DEVELOPMENT;
-if (production && config.DEPUTY_EGRESS_TEST_ALLOW.length > 0) {
-  throw new Error("DEPUTY_EGRESS_TEST_ALLOW is for development: set DEPUTY_DEVELOPMENT=true or leave it out");
-}
-const tls = {
-  ca: config.DEPUTY_TLS_CA_FILE,
-  certificate: config.DEPUTY_TLS_CERTIFICATE_FILE,
-  key: config.DEPUTY_TLS_KEY_FILE,
-  trustDomain: config.DEPUTY_TRUST_DOMAIN,
-};
+const tls = tlsIdentity(config);
+const outgoing = egressOptions(config);
 const database = {
   url: config.DEPUTY_DATABASE_URL,
   password: config.DEPUTY_DATABASE_PASSWORD_FILE,
@@ -68,10 +52,8 @@ const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production });
 const db = openVaultDatabase({ ...database, maxConnections: 10 });
 const keyring = fileKeyring({ path: config.DEPUTY_KEYRING_FILE });
 const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }));
-const exemptTargets = config.DEPUTY_EGRESS_TEST_ALLOW;
-const extraCa = config.DEPUTY_EGRESS_CA_FILE;
-const egress = openEgress({ exemptTargets, ...(extraCa !== "" && { extraCa }) });
-const providers = { egress, exemptTargets };
+const egress = openEgress(outgoing);
+const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
 const refresher = createRefresher({ db, locks, secrets, catalog, providers, log });
 const account = createClient(AccountServiceDefinition, {

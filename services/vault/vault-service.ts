@@ -41,6 +41,7 @@ export function vaultService(options: VaultServiceOptions, sealState: SealState)
           headers: [...lease.headers],
           query: [...lease.query],
           allowedDomains: [...lease.allowedDomains],
+          allowedPorts: [...lease.allowedPorts],
         },
       };
     },

@@ -78,7 +78,7 @@ const table = `{
 
 /** Runs `readConfig` in a process of its own. */
 function run(environment: Record<string, string>, ...args: string[]) {
-  const lib = fileURLToPath(new URL("#libs/config.ts", import.meta.url));
+  const lib = fileURLToPath(import.meta.resolve("#libs/config.ts"));
   const script = join(directory, "main.ts");
   writeFileSync(script, `import { readConfig } from "${lib}";\nconsole.log(JSON.stringify(readConfig(${table})));`);
   return new Promise<{ code: unknown; stdout: string; stderr: string }>((resolve) => {

@@ -193,7 +193,7 @@ describe("an error", () => {
         level: "error",
         requestId: "request-1",
         status: "INTERNAL",
-        service: "gateway",
+        caller: "gateway",
         err: { message: "relation accounts does not exist", cause: { message: "at the bottom" } },
       },
     ]);

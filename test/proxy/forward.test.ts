@@ -158,6 +158,14 @@ describe("a rule refuses", () => {
     expect(await forward({ url: "/x" })).toMatchObject({ status: 200 });
   });
 
+  it("a port that the app's entry does not list", async () => {
+    const url = `https://${upstreamHost}:8443/x`;
+    expect(await refusal({ url })).toMatch(/^PERMISSION_DENIED PORT/);
+    fixture.answers = { account: {}, lease: { allowedPorts: [8443] } };
+    // Judged well now; nothing listens there.
+    expect(await refusal({ url })).not.toMatch(/^PERMISSION_DENIED PORT/);
+  });
+
   it("an app for which the proxy is off", async () => {
     fixture.answers = { account: {}, lease: { proxyEnabled: false } };
     expect(await refusal({})).toMatch(/^FAILED_PRECONDITION PROXY_DISABLED/);

@@ -24,6 +24,7 @@ test("puts a key where its app wants it", async () => {
     query: [],
     baseUrl: `${vault.provider.url}/keys/header`,
     allowedDomains: ["localhost"],
+    allowedPorts: [Number(new URL(vault.provider.url).port)],
     absoluteUrlsAllowed: true,
     generation: 1n,
   });

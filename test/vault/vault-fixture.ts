@@ -221,7 +221,11 @@ export async function vaultFixture() {
 /** The repository's own catalog, at the sandbox's true port, with what the vault sends going through the shim. */
 function catalogAt(providerUrl: string, shimUrl: string): Catalog {
   const entries = [...loadCatalog("catalog", { production: false }).values()].map((entry): [string, CatalogApp] => {
-    const app: CatalogApp = JSON.parse(JSON.stringify(entry).replaceAll("https://localhost:7480", providerUrl));
+    const app: CatalogApp = JSON.parse(
+      JSON.stringify(entry)
+        .replaceAll("https://localhost:7480", providerUrl)
+        .replaceAll("[7480]", `[${new URL(providerUrl).port}]`),
+    );
     const { oauth2 } = app;
     if (oauth2 === undefined) return [app.slug, app];
     oauth2.token.url = oauth2.token.url.replace(providerUrl, shimUrl);

@@ -76,6 +76,8 @@ export interface InjectionLease {
     | undefined;
   /** Output only. Whether this call waited for a refresh. */
   refreshed: boolean;
+  /** Output only. Ports that absolute URLs may name beside the default one. */
+  allowedPorts: number[];
 }
 
 /** A name and the secret that goes there. */
@@ -298,6 +300,7 @@ function createBaseInjectionLease(): InjectionLease {
     generation: 0n,
     leaseExpireTime: undefined,
     refreshed: false,
+    allowedPorts: [],
   };
 }
 
@@ -335,6 +338,13 @@ export const InjectionLease: MessageFns<InjectionLease> = {
     }
     if (message.refreshed !== false) {
       writer.uint32(80).bool(message.refreshed);
+    }
+    if (message.allowedPorts.length !== 0) {
+      writer.uint32(90).fork();
+      for (const v of message.allowedPorts) {
+        writer.int32(v);
+      }
+      writer.join();
     }
     return writer;
   },
@@ -432,6 +442,24 @@ export const InjectionLease: MessageFns<InjectionLease> = {
             message.refreshed = reader.bool();
             continue;
           }
+          case 11: {
+            if (tag === 88) {
+              message.allowedPorts.push(reader.int32());
+
+              continue;
+            }
+
+            if (tag === 90) {
+              const end2 = reader.uint32() + reader.pos;
+              while (reader.pos < end2) {
+                message.allowedPorts.push(reader.int32());
+              }
+
+              continue;
+            }
+
+            break;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -461,6 +489,7 @@ export const InjectionLease: MessageFns<InjectionLease> = {
       : 0n;
     message.leaseExpireTime = object.leaseExpireTime ?? undefined;
     message.refreshed = object.refreshed ?? false;
+    message.allowedPorts = object.allowedPorts?.map((e) => e) || [];
     return message;
   },
 };
