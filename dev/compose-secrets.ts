@@ -19,9 +19,11 @@ await ensureCertificates({
   services,
   hosts: services,
 });
-for (const role of ["postgres", "account", "account-owner", "vault", "vault-owner"]) {
+for (const role of ["account", "account-owner", "vault", "vault-owner"]) {
   await ensurePassword(join(directory, `${role}-password`));
 }
+// The Postgres image reads it as a user of its own; on this machine the folder keeps it from others.
+await ensurePassword(join(directory, "postgres-password"), 0o644);
 await ensureTokenKey(join(directory, "token-key.pem"));
 const keyring = join(directory, "keyring.json");
 if (!existsSync(keyring)) await createKeyringFile({ path: keyring, now: Date.now });

@@ -74,8 +74,8 @@ export async function prepareState(directory: string, ports: Ports): Promise<Sta
 }
 
 /** Makes a random password unless the file is there. */
-export async function ensurePassword(file: string): Promise<void> {
-  if (!existsSync(file)) await writePrivateFile(file, randomBytes(32).toString("base64url"));
+export async function ensurePassword(file: string, mode = 0o600): Promise<void> {
+  if (!existsSync(file)) await writePrivateFile(file, randomBytes(32).toString("base64url"), mode);
 }
 
 /** Makes the key that access tokens are signed with unless the file is there. */
