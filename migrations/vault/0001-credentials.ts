@@ -89,6 +89,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
     )`.execute(db);
   // The provider's redirect names no project.
   await sql`create index authorizations_by_state_digest on authorizations (state_digest)`.execute(db);
+  await sql`create index authorizations_by_expire_time on authorizations (expire_time)`.execute(db);
   await sql`create index authorizations_by_account on authorizations (project_id, account_id)`.execute(db);
   await sql`
     create table revocations (
@@ -111,6 +112,7 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       check ((state = 'PENDING') = (complete_time is null))
     )`.execute(db);
   await sql`create index revocations_by_account on revocations (project_id, account_id)`.execute(db);
-  // The service destroys by wiping columns: a row that is gone could not say what became of it.
-  await sql`revoke delete on credentials, oauth_clients, authorizations, revocations from deputy_vault`.execute(db);
+  // The service destroys by wiping columns: a row that is gone could not say what became of it. Authorizations that ended long
+  // ago are swept.
+  await sql`revoke delete on credentials, oauth_clients, revocations from deputy_vault`.execute(db);
 }

@@ -17,6 +17,7 @@ const unlockStatement = "select pg_advisory_unlock(hashtextextended($1, 0))";
 /** The connection is opened at first use, and again after a loss: what was locked then is free for others. */
 export function accountLocks(database: DatabaseOptions): AccountLocks {
   let current: Promise<Connection> | undefined;
+  let last: Promise<unknown> = Promise.resolve();
 
   function connection(): Promise<Connection> {
     if (current !== undefined) return current;
@@ -29,8 +30,15 @@ export function accountLocks(database: DatabaseOptions): AccountLocks {
     return opening;
   }
 
-  /** Runs a statement; a connection that broke a moment ago, and has not said so yet, is given up for a new one. */
-  async function query(held: Promise<Connection>, sql: string, parameters: readonly string[]) {
+  /** Runs a statement after those before it: a connection takes one at a time. */
+  function query(held: Promise<Connection>, sql: string, parameters: readonly string[]) {
+    const answer = last.then(() => queryNow(held, sql, parameters));
+    last = answer.catch(() => undefined);
+    return answer;
+  }
+
+  /** A connection that broke a moment ago, and has not said so yet, is given up for a new one. */
+  async function queryNow(held: Promise<Connection>, sql: string, parameters: readonly string[]) {
     try {
       return await (await held).query<{ locked: boolean }>(sql, parameters);
     } catch (error) {

@@ -1,10 +1,21 @@
 // The handlers of OAuth: authorizations and the projects' own OAuth clients.
+import type { Catalog } from "#libs/catalog.ts";
 import { notFound } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
-import { type AuthorizeOptions, completeAuthorization, startAuthorization } from "./authorize.ts";
+import type { Authorizer } from "./authorize.ts";
 import { credentialMessage, environmentName } from "./credential-messages.ts";
 import { destroyOauthClient, putOauthClient } from "./oauth-clients.ts";
+import type { VaultDatabase } from "./schema.ts";
+import type { Secrets } from "./secrets.ts";
+
+/** What the handlers of this file need. */
+export interface AuthorizationHandlerOptions {
+  readonly db: VaultDatabase;
+  readonly secrets: Secrets;
+  readonly catalog: Catalog;
+  readonly authorizer: Authorizer;
+}
 
 type AuthorizationHandlers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
@@ -12,17 +23,13 @@ type AuthorizationHandlers = Pick<
 >;
 
 /** The handlers over their collaborators. */
-export function authorizationHandlers(options: AuthorizeOptions): AuthorizationHandlers {
+export function authorizationHandlers(options: AuthorizationHandlerOptions): AuthorizationHandlers {
   return {
     startAuthorization: (request) =>
-      startAuthorization(options, { ...request, environment: environmentName(request.environment) }),
+      options.authorizer.start({ ...request, environment: environmentName(request.environment) }),
 
     async completeAuthorization({ state, code, error, issuer }, call) {
-      const { row, identityName } = await completeAuthorization(
-        options,
-        { state, code, error, issuer },
-        call.deadlineMs,
-      );
+      const { row, identityName } = await options.authorizer.complete({ state, code, error, issuer }, call.deadlineMs);
       return { credential: credentialMessage(row), identityName };
     },
 

@@ -4,14 +4,18 @@
 //   PENDING -> EXCHANGING -> SUCCEEDED | FAILED(reason)        a claim whose process died never ends: it fails after a minute
 import { type Selectable, sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
+import type { DestroyFilter } from "./credentials.ts";
 import type { AuthorizationsTable, VaultDatabase } from "./schema.ts";
 import { type SealedColumns, type SecretOwner, wiped } from "./secrets.ts";
 
 /** For how long an authorization can be completed: people read consent pages, and look for passwords. */
 export const authorizationMinutes = 10;
 
-// An exchange and the identity request have 20 s each.
+// An exchange has 20 s and the identity request 5 s.
 const claimSeconds = 60;
+
+// For how long an outcome is kept for who comes twice.
+const keptDays = 1;
 
 /** A row of the table. */
 export type AuthorizationRow = Selectable<AuthorizationsTable>;
@@ -79,17 +83,19 @@ export async function releaseAuthorization(db: VaultDatabase, row: Authorization
   await ofRow(db, row).set({ state: "PENDING", claimTime: null }).where("state", "=", "EXCHANGING").execute();
 }
 
-/** Whether the claim still stands, and holds it until the transaction ends. */
-export async function lockClaim(db: VaultDatabase, { projectId, stateDigest }: AuthorizationRow): Promise<boolean> {
+/** The state that a claimed authorization has now, kept so until the transaction ends. */
+export async function lockAuthorization(
+  db: VaultDatabase,
+  { projectId, stateDigest }: AuthorizationRow,
+): Promise<AuthorizationRow["state"] | undefined> {
   const row = await db
     .selectFrom("authorizations")
     .select("state")
     .where("projectId", "=", projectId)
     .where("stateDigest", "=", stateDigest)
-    .where("state", "=", "EXCHANGING")
     .forUpdate()
     .executeTakeFirst();
-  return row !== undefined;
+  return row?.state;
 }
 
 /** Ends the authorization in success. */
@@ -126,15 +132,36 @@ export async function failStaleAuthorization(db: VaultDatabase, row: Authorizati
 /** Ends the authorizations of accounts that are being destroyed, those under way included. */
 export async function failAuthorizationsOf(
   db: VaultDatabase,
-  projectId: string,
-  accountIds: readonly string[],
+  { projectId, environment, accountIds }: DestroyFilter,
 ): Promise<void> {
   await db
     .updateTable("authorizations")
     .set(failed("ACCOUNT_REVOKED"))
     .where("projectId", "=", projectId)
+    .where("environment", "=", environment)
     .where("accountId", "=", sql<string>`any(${accountIds})`)
     .where("state", "in", ["PENDING", "EXCHANGING"])
+    .execute();
+}
+
+/** Wipes the verifiers of what nobody came back for, and drops what ended so long ago that no repeat will ask. */
+export async function sweepAuthorizations(db: VaultDatabase): Promise<void> {
+  await db
+    .updateTable("authorizations")
+    .set(failed("AUTHORIZATION_EXPIRED"))
+    .where("state", "=", "PENDING")
+    .where("expireTime", "<=", sql<Date>`now()`)
+    .execute();
+  await db
+    .updateTable("authorizations")
+    .set(failed("AUTHORIZATION_INTERRUPTED"))
+    .where("state", "=", "EXCHANGING")
+    .where("claimTime", "<", sql<Date>`now() - make_interval(secs => ${claimSeconds})`)
+    .execute();
+  await db
+    .deleteFrom("authorizations")
+    .where("state", "in", ["SUCCEEDED", "FAILED"])
+    .where("expireTime", "<", sql<Date>`now() - make_interval(days => ${keptDays})`)
     .execute();
 }
 

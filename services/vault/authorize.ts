@@ -6,6 +6,7 @@ import * as oauth from "oauth4webapi";
 import type { Catalog } from "#libs/catalog.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { digest, randomText } from "#libs/ids.ts";
+import type { Logger } from "#libs/log.ts";
 import {
   type AuthorizationRow,
   type AuthorizationSecrets,
@@ -15,17 +16,18 @@ import {
   failStaleAuthorization,
   getAuthorization,
   insertAuthorization,
-  lockClaim,
+  lockAuthorization,
   releaseAuthorization,
   succeedAuthorization,
 } from "./authorizations.ts";
 import { type CredentialRow, credentialOwner, getCredential } from "./credentials.ts";
 import { factsOf, materialOf } from "./grants.ts";
+import { fetchIdentityName } from "./identity.ts";
 import { findOauthClient } from "./oauth-clients.ts";
+import { persist } from "./persist.ts";
 import {
   authorizationUrl,
   exchangeCode,
-  fetchIdentityName,
   isOauthApp,
   judgeRedirect,
   type ProviderContext,
@@ -38,12 +40,33 @@ import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
 import { type CredentialSubject, storeCredential } from "./store.ts";
 import type { TokenGrant } from "./token-answers.ts";
 
-/** What an authorization needs. */
-export interface AuthorizeOptions {
+/** What authorizations need. */
+export interface AuthorizerOptions {
   readonly db: VaultDatabase;
   readonly secrets: Secrets;
   readonly catalog: Catalog;
   readonly providers: ProviderAccess;
+  readonly log: Logger;
+}
+
+/** Authorizes accounts for this process's callers. */
+export interface Authorizer {
+  /** Gives the page to send the browser to. */
+  start(request: AuthorizationRequest): Promise<StartedAuthorization>;
+  /**
+   * Exchanges the code, or gives the outcome of who did. FAILED_PRECONDITION with the reason when it ended otherwise. An
+   * exchange goes on when its caller leaves.
+   */
+  complete(redirect: Redirect, deadlineMs: number): Promise<CompletedAuthorization>;
+  /** Resolves when nothing is under way. */
+  idle(): Promise<void>;
+}
+
+/** An authorization that waits for its user. */
+export interface StartedAuthorization {
+  readonly authorizationUrl: string;
+  readonly stateDigest: Buffer;
+  readonly expireTime: Date;
 }
 
 /** What to authorize. */
@@ -72,8 +95,28 @@ const failureTexts: Readonly<Record<string, string>> = {
   PROVIDER_ERROR: "The provider reported an error.",
 };
 
-/** Gives the page to send the browser to. */
-export async function startAuthorization(options: AuthorizeOptions, { fields, ...asked }: AuthorizationRequest) {
+/** Makes the process's authorizer. */
+export function createAuthorizer(options: AuthorizerOptions): Authorizer {
+  const underWay = new Set<Promise<unknown>>();
+  return {
+    start: (request) => startAuthorization(options, request),
+    complete(redirect, deadlineMs) {
+      const completing: Promise<CompletedAuthorization> = completeAuthorization(options, redirect, deadlineMs).finally(
+        () => underWay.delete(completing),
+      );
+      underWay.add(completing);
+      return completing;
+    },
+    async idle() {
+      await Promise.allSettled(underWay);
+    },
+  };
+}
+
+async function startAuthorization(
+  options: AuthorizerOptions,
+  { fields, ...asked }: AuthorizationRequest,
+): Promise<StartedAuthorization> {
   const context = await contextOf(options, asked, fields);
   const { app } = context;
   const scopes = asked.scopes.length > 0 ? asked.scopes : app.oauth2.scopes;
@@ -87,9 +130,8 @@ export async function startAuthorization(options: AuthorizeOptions, { fields, ..
   return { authorizationUrl: url, stateDigest: subject.stateDigest, expireTime };
 }
 
-/** Exchanges the code, or gives the outcome of who did. FAILED_PRECONDITION with the reason when it ended otherwise. */
-export async function completeAuthorization(
-  options: AuthorizeOptions,
+async function completeAuthorization(
+  options: AuthorizerOptions,
   redirect: Redirect,
   deadlineMs: number,
 ): Promise<CompletedAuthorization> {
@@ -106,13 +148,13 @@ export async function completeAuthorization(
 }
 
 /** Claims the row and drives it to an outcome; does nothing when another has claimed it. */
-async function exchangeOnce(options: AuthorizeOptions, row: AuthorizationRow, redirect: Redirect): Promise<void> {
+async function exchangeOnce(options: AuthorizerOptions, row: AuthorizationRow, redirect: Redirect): Promise<void> {
   // Whatever can be missing or sealed is fetched first: from the claim on, only the provider can fail.
   const value = await options.secrets.open<AuthorizationSecrets>(authorizationOwner(row), { ...row, generation: 0n });
   const context = await contextOf(options, row, value.fields);
   const key = await options.secrets.prepare(credentialOwner(row));
-  if (!(await claimAuthorization(options.db, row))) return;
   const judged = judgeRedirect(context, redirect);
+  if (!(await claimAuthorization(options.db, row))) return;
   if (judged.kind === "refused") return failAuthorization(options.db, row, judged.reason);
   const { redirectUri } = row;
   const grant = { parameters: judged.parameters, redirectUri, codeVerifier: value.codeVerifier };
@@ -135,15 +177,28 @@ async function exchangeOnce(options: AuthorizeOptions, row: AuthorizationRow, re
   }
 }
 
-async function keepGrant(
-  { db, secrets, providers }: AuthorizeOptions,
+interface Granted {
+  readonly context: ProviderContext;
+  readonly key: ReadyKey;
+  readonly grant: TokenGrant;
+}
+
+async function keepGrant(options: AuthorizerOptions, row: AuthorizationRow, granted: Granted): Promise<void> {
+  const identityName = await fetchIdentityName(options.providers, granted.context, granted.grant.accessToken);
+  await persist(options.log, row, () => storeGrant(options, row, { ...granted, identityName }));
+}
+
+async function storeGrant(
+  { db, secrets }: AuthorizerOptions,
   row: AuthorizationRow,
-  { context, key, grant }: { context: ProviderContext; key: ReadyKey; grant: TokenGrant },
+  { context, key, grant, identityName }: Granted & { readonly identityName: string },
 ): Promise<void> {
-  const identityName = await fetchIdentityName(providers, context, grant.accessToken);
   const material = materialOf(grant, context.fields);
   const stored = await db.transaction().execute(async (transaction) => {
-    if (!(await lockClaim(transaction, row))) return false;
+    const state = await lockAuthorization(transaction, row);
+    // Of an earlier attempt, whose commit was not acknowledged: nobody else ends a claim well.
+    if (state === "SUCCEEDED") return true;
+    if (state !== "EXCHANGING") return false;
     const facts = factsOf(context.app, grant, row.scopes);
     const isStored = await storeCredential(transaction, row, { key, material, facts });
     if (isStored) await succeedAuthorization(transaction, row, identityName);
@@ -157,7 +212,7 @@ async function keepGrant(
 }
 
 async function contextOf(
-  options: AuthorizeOptions,
+  options: AuthorizerOptions,
   subject: Pick<CredentialSubject, "projectId" | "oauthAppId" | "appSlug">,
   fields: Readonly<Record<string, string>>,
 ): Promise<ProviderContext> {

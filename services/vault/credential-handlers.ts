@@ -5,7 +5,7 @@ import type { Handlers } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { StoreCredentialRequest } from "#proto/deputy/vault/v1/credentials.ts";
 import { credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
-import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential } from "./credentials.ts";
+import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
 import { destroyCredentials } from "./destroy.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { requireUsable, within } from "./lease.ts";
@@ -36,7 +36,7 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
       const environment = environmentName(request.environment);
       const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
-      const { material, facts } = materialOfRequest(catalog, request);
+      const { material, facts } = materialOfRequest(catalog, request, await readClock(db));
       const key = await secrets.prepare(credentialOwner(subject));
       const isStored = await db
         .transaction()
@@ -76,6 +76,7 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
 function materialOfRequest(
   catalog: Catalog,
   { appSlug, oauthAppId, material }: StoreCredentialRequest,
+  now: Date,
 ): { material: CredentialMaterial; facts: GrantFacts } {
   const app = catalog.get(appSlug);
   if (app === undefined) throw notFound("app");
@@ -93,7 +94,7 @@ function materialOfRequest(
   const grant = {
     accessToken,
     ...(refreshToken !== "" && { refreshToken }),
-    ...(expireTime !== undefined && { lifetimeSeconds: (expireTime.getTime() - Date.now()) / 1000 }),
+    ...(expireTime !== undefined && { lifetimeSeconds: (expireTime.getTime() - now.getTime()) / 1000 }),
   };
   return { material: materialOf(grant, {}), facts: factsOf(app, grant, scopes) };
 }

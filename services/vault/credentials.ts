@@ -173,6 +173,14 @@ export async function putCredential(
     .execute();
 }
 
+/** The database's time. */
+export async function readClock(db: VaultDatabase): Promise<Date> {
+  const { rows } = await sql<{ time: Date }>`select clock_timestamp() as time`.execute(db);
+  const [row] = rows;
+  if (row === undefined) throw new Error("the database gave no time");
+  return row.time;
+}
+
 /** A time on the database's clock. */
 export function secondsFromNow(seconds: number | undefined) {
   return seconds === undefined ? null : sql<Date>`now() + make_interval(secs => ${seconds})`;

@@ -56,11 +56,14 @@ async function destroyAsRead(options: DestroyOptions, filter: DestroyFilter): Pr
   for (const row of rows) prepared.push(...(await prepare(options, row)));
   try {
     await options.db.transaction().execute(async (transaction) => {
+      // Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's.
+      await failAuthorizationsOf(transaction, filter);
       for (const row of rows) {
         if (!(await revokeCredential(transaction, row, row.generation))) throw new Moved();
       }
+      // An authorization that ended while its row was waited for may have brought a credential that was not read.
+      if ((await listCredentials(transaction, filter)).some(({ state }) => state !== "REVOKED")) throw new Moved();
       for (const revocation of prepared) await insertRevocation(transaction, revocation);
-      await failAuthorizationsOf(transaction, filter.projectId, filter.accountIds);
     });
     return true;
   } catch (error) {

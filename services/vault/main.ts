@@ -1,5 +1,4 @@
 // The vault's process: alone opens credentials, alone speaks to token endpoints. It listens for other services only.
-import { accessTokenVerifier } from "#libs/access-tokens.ts";
 import { loadCatalog } from "#libs/catalog.ts";
 import { readConfig } from "#libs/config.ts";
 import { openEgress } from "#libs/egress.ts";
@@ -11,11 +10,13 @@ import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#li
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { accountLocks } from "./account-locks.ts";
+import { authenticator } from "./authenticate.ts";
+import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
 import { dataKeys } from "./data-keys.ts";
+import { startJobs } from "./jobs.ts";
 import { fileKeyring } from "./keyring.ts";
 import { createRefresher } from "./refresh.ts";
-import { startRevocationWorker } from "./revocation-worker.ts";
 import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
 import { secretsOver } from "./secrets.ts";
@@ -55,48 +56,37 @@ const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance
 const egress = openEgress(outgoing);
 const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
+const authorizer = createAuthorizer({ db, secrets, catalog, providers, log });
 const refresher = createRefresher({ db, locks, secrets, catalog, providers, log });
 const account = createClient(AccountServiceDefinition, {
   address: config.DEPUTY_ACCOUNT_ADDRESS,
   tls,
   service: "account",
 });
-const verify = accessTokenVerifier(
-  async () => (await account.getTokenKeys({}, { deadlineMs: Date.now() + 5_000 })).keys,
-  Date.now,
-);
-
-let setServing = (_serving: boolean): void => undefined;
-const sealState = await watchSealState({
-  db,
-  provider: keyring,
-  log,
-  intervalMs: 5_000,
-  onChange: (open) => setServing(open),
-});
+const sealState = await watchSealState({ db, provider: keyring, log, intervalMs: 5_000 });
 const server = await startServer({
   definition: CredentialVaultDefinition,
-  handlers: vaultService({ db, secrets, catalog, providers, refresher }, sealState),
+  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState),
   callers: vaultCallers,
-  authenticate: async (token) => ({ identity: await verify(token), token }),
+  authenticate: authenticator(account, Date.now),
   internalAddress: config.DEPUTY_VAULT_INTERNAL_ADDRESS,
   tls,
   reflection: !production,
   log,
 });
-setServing = server.setServing;
-server.setServing(sealState.isOpen());
-const worker = await startRevocationWorker({ db, secrets, catalog, providers, log }, database);
+sealState.onChange(server.setServing);
+const jobs = await startJobs({ db, secrets, catalog, providers, log }, database);
 log.info({ address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen() }, "serving");
 
 stopInOrder(
   log,
-  (timeoutMs) => server.drain(timeoutMs),
-  () => sealState.stop(),
-  () => refresher.idle(),
-  () => worker.stop(),
-  () => egress.close(),
-  () => locks.end(),
-  () => account.close(),
+  server.drain,
+  sealState.stop,
+  // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.
+  () => Promise.all([authorizer.idle(), refresher.idle()]),
+  jobs.stop,
+  egress.close,
+  locks.end,
+  account.close,
   () => db.destroy(),
 );

@@ -7,8 +7,8 @@ import { denied } from "#libs/egress-error.ts";
 import { expandBaseUrl } from "#libs/templates.ts";
 import { denialError } from "#libs/verdict.ts";
 
-// Below the 30 s after which another process takes a refresh for lost.
-const totalTimeoutMs = 20_000;
+/** What a token request may take in all, below the 30 s after which another process takes a refresh for lost. */
+export const totalTimeoutMs = 20_000;
 const maxAnswerBytes = 256 * 1024;
 
 // Statuses that by their definition have no body; `Response` throws when it is given one.

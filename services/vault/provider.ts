@@ -1,10 +1,10 @@
-// The requests of OAuth 2.0 that the vault makes: authorization URL, code exchange, refresh, revocation, identity. They are
+// The requests of OAuth 2.0 that the vault makes: authorization URL, code exchange, refresh, revocation. They are
 // formed by oauth4webapi. Id tokens are not read: nothing here turns on who the user is at the provider.
 import * as oauth from "oauth4webapi";
 import type { CatalogApp } from "#libs/catalog.ts";
 import { EgressError } from "#libs/egress-error.ts";
 import type { OauthClient } from "./oauth-clients.ts";
-import { endpointUrl, type ProviderAccess, readJson, sendToProvider } from "./provider-http.ts";
+import { endpointUrl, type ProviderAccess, readJson, sendToProvider, totalTimeoutMs } from "./provider-http.ts";
 import { errorName, judgeTokenAnswer, judgeTokenFailure, type TokenOutcome } from "./token-answers.ts";
 
 /** An app with OAuth, a client of it, and the account's fields for templated endpoints. */
@@ -26,7 +26,7 @@ export function isOauthApp(app: CatalogApp): app is OauthApp {
 export type RevocationOutcome =
   | { readonly kind: "revoked" }
   | { readonly kind: "retry"; readonly error: string }
-  /** The app has no way to revoke. */
+  /** The app has no way to revoke, or none for this kind of token. */
   | { readonly kind: "unsupported" };
 
 /** The page that the browser is sent to. The app's own parameters come first, so that they cannot replace ours. */
@@ -128,7 +128,8 @@ export async function revokeToken(
       const response = await oauth.revocationRequest(server, clientOf(context.client), authentication, token, options);
       if (response.status === 200 || response.status === 204) return { kind: "revoked" };
       error = errorOf(await readJson(response)) ?? `HTTP_${response.status}`;
-      if (error === "invalid_token" || error === "unsupported_token_type") return { kind: "revoked" };
+      if (error === "invalid_token") return { kind: "revoked" };
+      if (error === "unsupported_token_type") return { kind: "unsupported" };
       if (error !== "invalid_client") break;
     } catch (failure) {
       if (!(failure instanceof EgressError)) throw failure;
@@ -136,27 +137,6 @@ export async function revokeToken(
     }
   }
   return { kind: "retry", error };
-}
-
-/** What the provider calls the user; empty when the app has no identity request or it brings no name. */
-export async function fetchIdentityName(
-  access: ProviderAccess,
-  { app, fields }: Omit<ProviderContext, "client">,
-  accessToken: string,
-): Promise<string> {
-  const { identity } = app.oauth2;
-  if (identity === undefined) return "";
-  try {
-    const headers = { authorization: `Bearer ${accessToken}`, accept: "application/json" };
-    const url = endpointUrl(identity.url, fields);
-    const response = await sendToProvider(access, app, url, { method: "GET", headers });
-    const name = response.ok ? valueAt(await readJson(response), identity.name) : undefined;
-    return typeof name === "string" ? name.slice(0, 250) : "";
-  } catch (failure) {
-    // The account is connected either way; it only has no name.
-    if (failure instanceof EgressError) return "";
-    throw failure;
-  }
 }
 
 type Options = oauth.TokenEndpointRequestOptions;
@@ -167,6 +147,7 @@ async function requestToken(
   send: (authentication: oauth.ClientAuth, options: Options) => Promise<Response>,
 ): Promise<TokenOutcome> {
   let outcome: TokenOutcome = { kind: "client_rejected", error: "NO_CLIENT_SECRET" };
+  const endMs = performance.now() + (access.timeoutMs ?? totalTimeoutMs);
   // A client that is refused has spent nothing yet, so the next secret may be tried: rotation without downtime.
   for (const authentication of authenticationsOf(context)) {
     outcome = await attempt(authentication);
@@ -177,7 +158,9 @@ async function requestToken(
   async function attempt(authentication: oauth.ClientAuth): Promise<TokenOutcome> {
     try {
       const additionalParameters = context.app.oauth2.token.parameters;
-      const response = await send(authentication, { ...optionsOf(access, context), additionalParameters });
+      // One time for all attempts together: who waits for the lock, or takes over a claim, counts on it.
+      const bounded = { ...access, timeoutMs: endMs - performance.now() };
+      const response = await send(authentication, { ...optionsOf(bounded, context), additionalParameters });
       return judgeTokenAnswer(response.status, await readJson(response), {
         retryAfter: response.headers.get("retry-after"),
         scopeSeparator: context.app.oauth2.scope_separator,
@@ -225,14 +208,6 @@ function optionsOf(access: ProviderAccess, { app }: ProviderContext) {
 }
 
 function errorOf(body: unknown): string | undefined {
-  const error = valueAt(body, "error");
+  const { error } = Object(body) as { readonly error?: unknown };
   return typeof error === "string" ? errorName(error) : undefined;
-}
-
-function valueAt(body: unknown, path: string): unknown {
-  return path.split(".").reduce<unknown>((value, name) => {
-    return typeof value === "object" && value !== null && Object.hasOwn(value, name)
-      ? (value as Record<string, unknown>)[name]
-      : undefined;
-  }, body);
 }

@@ -5,6 +5,9 @@ const dueMarginMs = 5_000;
 
 const backoffSeconds = { first: 5, most: 15 * 60 };
 
+// A daily quota is believed; a provider that asks for years has made a mistake, which must not cost the account.
+const maxRetryAfterSeconds = 24 * 3600;
+
 /** Whether the access token has ended, or is about to. */
 export function isDue({ expireTime, readTime }: { expireTime: Date | null; readTime: Date }): boolean {
   return expireTime !== null && expireTime.getTime() - readTime.getTime() < dueMarginMs;
@@ -25,8 +28,8 @@ export function refreshAfterSeconds(lifetimeSeconds: number, minAgeSeconds: numb
   return Math.max(minAgeSeconds, lifetimeSeconds - margin);
 }
 
-/** How long to wait after the n-th failure in a row, give or take a fifth; never shorter than the provider asked for. */
+/** How long to wait after the n-th failure in a row, give or take a fifth; never shorter than the provider asked for, up to a day. */
 export function backoffAfter(failures: number, random: () => number, retryAfterSeconds = 0): number {
   const wait = Math.min(backoffSeconds.first * 2 ** (failures - 1), backoffSeconds.most);
-  return Math.max(retryAfterSeconds, wait * (0.8 + 0.4 * random()));
+  return Math.max(Math.min(retryAfterSeconds, maxRetryAfterSeconds), wait * (0.8 + 0.4 * random()));
 }

@@ -28,6 +28,7 @@ import {
 } from "./credentials.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { findOauthClient } from "./oauth-clients.ts";
+import { persist } from "./persist.ts";
 import { isOauthApp, type ProviderContext, refreshGrant } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import { beginRefresh, type Intent, recordFailure, recordRefresh } from "./refresh-records.ts";
@@ -70,8 +71,6 @@ export interface Refresher {
 // A provider call and its storing are over by then; a process that is stalled for longer is left to its fence.
 const lockWaitMs = 25_000;
 const lockPollMs = 100;
-// While the database is away, what a provider gave is kept in memory and tried again; then it is given up with a loud line.
-const recordGiveUpMs = 10 * 60_000;
 
 /** Makes the process's refresher. */
 export function createRefresher(options: RefreshOptions): Refresher {
@@ -183,19 +182,10 @@ async function store(options: RefreshOptions, refreshed: Refreshed): Promise<Ref
   const next = materialOf(grant, context.fields);
   const sealed = sealWith(dataKey, credentialOwner(row), row.generation + 1n, next);
   const facts = factsOf(context.app, grant, row.scopes);
-  const giveUpMs = performance.now() + recordGiveUpMs;
-  for (let waitMs = 100; ; waitMs = Math.min(waitMs * 2, 5_000)) {
-    try {
-      if (await recordRefresh(options.db, row, { intent: refreshed.intent, sealed, facts }))
-        return { kind: "refreshed" };
-      return await settleUnstored(options, refreshed);
-    } catch (error) {
-      const { accountId, appSlug } = row;
-      options.log.error({ accountId, appSlug, err: error }, "a refresh could not be stored yet");
-      if (performance.now() > giveUpMs) throw error;
-      await sleep(waitMs);
-    }
-  }
+  return persist(options.log, row, async () => {
+    const isStored = await recordRefresh(options.db, row, { intent: refreshed.intent, sealed, facts });
+    return isStored ? { kind: "refreshed" } : settleUnstored(options, refreshed);
+  });
 }
 
 /** The row is not what the refresh began from: stored already, destroyed, or connected anew. */

@@ -21,18 +21,20 @@ export interface SealState {
   isOpen(): boolean;
   /** Looks now, and acts on what it finds. */
   check(): Promise<KeyState>;
+  /** Calls the listener now, and whenever the state is another. */
+  onChange(listener: (open: boolean) => void): void;
   stop(): void;
 }
 
-/** Looks once, then again and again, and calls `onChange` whenever it turned out otherwise than before. */
+/** Looks once, then again and again. */
 export async function watchSealState(options: {
   readonly db: VaultDatabase;
   readonly provider: KekProvider;
   readonly log: Logger;
   readonly intervalMs: number;
-  readonly onChange: (open: boolean) => void;
 }): Promise<SealState> {
-  const { db, provider, log, intervalMs, onChange } = options;
+  const { db, provider, log, intervalMs } = options;
+  const listeners: ((open: boolean) => void)[] = [];
   let isOpen: boolean | undefined;
   let stored: ReadonlyMap<string, bigint> | undefined;
 
@@ -45,7 +47,7 @@ export async function watchSealState(options: {
       isOpen = opens;
       if (opens) log.info({ activeKekId: state.activeKekId }, "the vault is open");
       else log.error({ sealedReason: state.sealedReason }, "the vault is sealed");
-      onChange(opens);
+      for (const listener of listeners) listener(opens);
     }
     return state;
   }
@@ -69,6 +71,10 @@ export async function watchSealState(options: {
     },
     isOpen: () => isOpen === true,
     check,
+    onChange(listener) {
+      listeners.push(listener);
+      listener(isOpen === true);
+    },
     stop: () => clearInterval(timer),
   };
 }

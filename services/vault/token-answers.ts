@@ -38,7 +38,8 @@ export function judgeTokenAnswer(
   options: { readonly retryAfter?: string | null; readonly scopeSeparator?: string } = {},
 ): TokenOutcome {
   const values = (typeof body === "object" && body !== null ? body : {}) as Record<string, unknown>;
-  const error = typeof values.error === "string" ? errorName(values.error) : undefined;
+  const named = textOf(values.error);
+  const error = named && errorName(named);
   if (error === "invalid_grant") return { kind: "rejected", error };
   if (error !== undefined && clientErrors.includes(error)) return { kind: "client_rejected", error };
   if (error === undefined && status === 401) return { kind: "client_rejected", error: "HTTP_401" };
@@ -65,18 +66,24 @@ function readGrant(values: Record<string, unknown>, scopeSeparator: string): Tok
   const accessToken = textOf(values.access_token);
   if (accessToken === undefined) return undefined;
   const refreshToken = textOf(values.refresh_token);
-  const lifetimeSeconds = secondsOf(values.expires_in);
+  // 0 is how some providers write that a token has no end: taken at its word, every call would refresh.
+  const lifetimeSeconds = secondsOf(values.expires_in) || undefined;
   const scope = textOf(values.scope);
   return {
     accessToken,
     ...(refreshToken !== undefined && { refreshToken }),
     ...(lifetimeSeconds !== undefined && { lifetimeSeconds }),
-    ...(scope !== undefined && { scopes: scope.split(scopeSeparator).filter((item) => item !== "") }),
+    ...(scope !== undefined && { scopes: scope.split(scopeSeparator).filter(isScope) }),
   };
 }
 
 function textOf(value: unknown): string | undefined {
   return typeof value === "string" && value !== "" ? value : undefined;
+}
+
+// A control character would be refused by the database, and take the whole grant along.
+function isScope(item: string): boolean {
+  return /^[^\p{Cc}\p{Cs}]+$/u.test(item);
 }
 
 // Some providers write numbers as text.
@@ -85,7 +92,7 @@ function secondsOf(value: unknown): number | undefined {
   return Number.isFinite(seconds) && seconds >= 0 ? Math.min(seconds, maxLifetimeSeconds) : undefined;
 }
 
-/** An error code as RFC 6749 lets it be; anything else could carry what the provider echoes. */
+/** An error code as providers form them, words and underscores; anything else could be a token that the provider echoes. */
 export function errorName(text: string): string {
-  return /^[a-z][a-z0-9_]{0,63}$/.test(text) ? text : "unnamed_error";
+  return /^[a-z]+(_[a-z]+)*$/.test(text) && text.length <= 40 ? text : "unnamed_error";
 }

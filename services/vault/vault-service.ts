@@ -5,11 +5,11 @@ import { unimplemented } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { authorizationHandlers } from "./authorization-handlers.ts";
+import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
 import { environmentName } from "./credential-messages.ts";
 import { countCredentials } from "./credentials.ts";
 import { leaseCredential } from "./lease.ts";
-import type { ProviderAccess } from "./provider-http.ts";
 import type { Refresher } from "./refresh.ts";
 import { countPendingRevocations } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -23,7 +23,7 @@ export interface VaultServiceOptions {
   readonly db: VaultDatabase;
   readonly secrets: Secrets;
   readonly catalog: Catalog;
-  readonly providers: ProviderAccess;
+  readonly authorizer: Authorizer;
   readonly refresher: Refresher;
 }
 

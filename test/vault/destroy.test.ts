@@ -182,7 +182,7 @@ test("the database itself keeps a destroyed row from holding a secret, and no ro
   const update = vault.db.updateTable("credentials").where("accountId", "=", accountId);
   await expect(update.set({ state: "REVOKED" }).execute()).rejects.toThrow("check constraint");
   await expect(update.set({ wrappedDataKey: null }).execute()).rejects.toThrow("check constraint");
-  for (const table of ["credentials", "oauthClients", "authorizations", "revocations"] as const) {
+  for (const table of ["credentials", "oauthClients", "revocations"] as const) {
     await expect(vault.db.deleteFrom(table).execute()).rejects.toThrow("permission denied");
   }
 });

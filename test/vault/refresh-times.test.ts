@@ -21,6 +21,7 @@ test("a failure is tried again after 5 s, then twice as long each time, up to a 
   expect(backoffAfter(1, least)).toBe(4);
   expect(backoffAfter(1, most)).toBeCloseTo(6);
   expect(backoffAfter(1, middle, 60)).toBe(60);
+  expect(backoffAfter(1, middle, 1e9)).toBe(86_400);
 });
 
 test("a token is due five seconds before its end, valid until then, and never due without an end", () => {

@@ -22,6 +22,18 @@ test.each([
     { access_token: "a", expires_in: 1e300 },
     granted({ accessToken: "a", lifetimeSeconds: 315_360_000 }),
   ],
+  ["a life of nothing", 200, { access_token: "a", expires_in: 0 }, granted({ accessToken: "a" })],
+  ["a life below nothing", 200, { access_token: "a", expires_in: -5 }, granted({ accessToken: "a" })],
+  ["a token beside an empty error", 200, { access_token: "a", error: "" }, granted({ accessToken: "a" })],
+  [
+    "scopes with what is no text",
+    200,
+    { access_token: "a", scope: "x \0 y\0" },
+    granted({ accessToken: "a", scopes: ["x"] }),
+  ],
+  ["a list", 200, [{ access_token: "a" }], { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
+  ["a number for a token", 200, { access_token: 7 }, { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
+  ["a text", 200, "access_token=a", { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
   ["an empty token", 200, { access_token: "" }, { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
   ["200 without JSON", 200, undefined, { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" }],
   ["invalid_grant", 400, { error: "invalid_grant" }, { kind: "rejected", error: "invalid_grant" }],
@@ -33,6 +45,7 @@ test.each([
   ["a redirect", 302, undefined, retry("HTTP_302")],
   ["an outage", 503, undefined, retry("HTTP_503")],
   ["an unknown error", 400, { error: "slow_down" }, retry("slow_down")],
+  ["an error that echoes a token of small letters", 400, { error: "5up3r53cr3t" }, retry("unnamed_error")],
   ["an error that echoes something", 400, { error: "ya29.Token" }, retry("unnamed_error")],
 ])("judges %s", (_name, status, body, outcome) => {
   expect(judgeTokenAnswer(status, body)).toEqual(outcome);

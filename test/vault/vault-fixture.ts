@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { sql } from "kysely";
 import { afterAll, beforeEach } from "vitest";
-import { accessTokenVerifier, type IdentityClaims } from "#libs/access-tokens.ts";
+import type { IdentityClaims } from "#libs/access-tokens.ts";
 import { type Catalog, type CatalogApp, loadCatalog } from "#libs/catalog.ts";
 import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
@@ -18,11 +18,13 @@ import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vau
 import { answerConsent } from "../../dev/sandbox-consent.ts";
 import { startSandboxProvider } from "../../dev/sandbox-provider.ts";
 import { accountLocks } from "../../services/vault/account-locks.ts";
+import { authenticator } from "../../services/vault/authenticate.ts";
+import { createAuthorizer } from "../../services/vault/authorize.ts";
 import { vaultCallers } from "../../services/vault/callers.ts";
 import { dataKeys } from "../../services/vault/data-keys.ts";
+import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
 import { createRefresher } from "../../services/vault/refresh.ts";
-import { startRevocationWorker } from "../../services/vault/revocation-worker.ts";
 import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { watchSealState } from "../../services/vault/seal-state.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
@@ -102,28 +104,25 @@ export async function vaultFixture() {
     const egress = openEgress({ exemptTargets, extraCa: tls.ca });
     const providers = { egress, exemptTargets, ...(more.timeoutMs !== undefined && { timeoutMs: more.timeoutMs }) };
     const locks = accountLocks(access);
+    const authorizer = createAuthorizer({ db: vaultDb, secrets, catalog, providers, log });
     const refresher = createRefresher({ db: vaultDb, locks, secrets, catalog, providers, log });
     const vaultTls = await testTls("vault");
     const address = `127.0.0.1:${account.internalPort}`;
     const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
-    const verify = accessTokenVerifier(async () => (await keys.getTokenKeys({}, soon())).keys, Date.now);
-    let setServing = (_serving: boolean): void => undefined;
-    const onChange = (open: boolean) => setServing(open);
-    const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50, onChange });
+    const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
     const server = await startServer({
       definition: CredentialVaultDefinition,
-      handlers: vaultService({ db: vaultDb, secrets, catalog, providers, refresher }, sealState),
+      handlers: vaultService({ db: vaultDb, secrets, catalog, authorizer, refresher }, sealState),
       callers: vaultCallers,
-      authenticate: async (token) => ({ identity: await verify(token), token }),
+      authenticate: authenticator(keys, Date.now),
       internalAddress: "127.0.0.1:0",
       tls: vaultTls,
       reflection: false,
       log,
     });
-    setServing = server.setServing;
-    server.setServing(sealState.isOpen());
+    sealState.onChange(server.setServing);
     if (more.worker !== false) {
-      const worker = await startRevocationWorker({ db: vaultDb, secrets, catalog, providers, log }, access);
+      const worker = await startJobs({ db: vaultDb, secrets, catalog, providers, log }, access);
       own.push(() => worker.stop());
     }
     const clients: { [Name in Service]?: Vault & { close(): void } } = {};
@@ -140,7 +139,7 @@ export async function vaultFixture() {
       for (const client of Object.values(clients)) client.close();
       await server.drain(2_000);
       sealState.stop();
-      await refresher.idle();
+      await Promise.all([authorizer.idle(), refresher.idle()]);
       for (const end of own.splice(0)) await end();
       await egress.close();
       await locks.end();
@@ -148,7 +147,7 @@ export async function vaultFixture() {
       await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, refresher, sealState };
+    return { as, lines, port: server.internalPort, authorizer, refresher, sealState };
   }
 
   const vault = await startVault();

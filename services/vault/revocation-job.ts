@@ -1,9 +1,7 @@
-// Tells providers which grants are over (RFC 7009): jobs of the outbox, run inside the vault process because only it can open
-// the tokens. The refresh token goes first, since with most providers it takes the whole grant along. The queue repeats what
-// fails, with growing pauses; after seven days the record says FAILED, for ever, and the tokens are wiped all the same.
-import { Logger as QueueLogger, type Runner, run } from "graphile-worker";
+// Tells a provider that a grant is over (RFC 7009): one job of the outbox. The refresh token goes first, since with most
+// providers it takes the whole grant along. The queue repeats what fails; after seven days the record says FAILED, for ever,
+// and the tokens are wiped all the same.
 import type { Catalog } from "#libs/catalog.ts";
-import { openPool, type PoolOptions } from "#libs/database.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
 import { isOauthApp, revokeToken } from "./provider.ts";
@@ -15,13 +13,12 @@ import {
   type RevocationRow,
   type RevocationSecrets,
   revocationOwner,
-  revokeTask,
 } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 
-/** What the worker is made of. */
-export interface RevocationWorkerOptions {
+/** What the job needs. */
+export interface RevocationJobOptions {
   readonly db: VaultDatabase;
   readonly secrets: Secrets;
   readonly catalog: Catalog;
@@ -29,40 +26,9 @@ export interface RevocationWorkerOptions {
   readonly log: Logger;
 }
 
-// Revocations come in bursts of a whole environment: few at a time spare the provider and leave the process to its callers.
-const concurrency = 4;
-
-/** Starts working through the outbox. `stop` lets the jobs at work end. */
-export async function startRevocationWorker(
-  options: RevocationWorkerOptions,
-  database: Omit<PoolOptions, "maxConnections">,
-): Promise<{ stop(): Promise<void> }> {
-  const pool = openPool({ ...database, maxConnections: concurrency + 2 });
-  const runner: Runner = await run({
-    pgPool: pool,
-    concurrency,
-    noHandleSignals: true,
-    // The queue's own lines quote job payloads; which hold ids alone, but one source of log lines is enough.
-    logger: new QueueLogger(() => () => {}),
-    taskList: {
-      [revokeTask]: (payload, { job }) => {
-        const { projectId, id } = payload as { projectId: string; id: string };
-        return revoke(options, { projectId, id }, job.attempts >= job.max_attempts);
-      },
-    },
-  });
-  runner.promise.catch((error: unknown) => options.log.error({ err: error }, "the revocation worker has stopped"));
-  return {
-    async stop() {
-      await runner.stop();
-      await pool.end();
-    },
-  };
-}
-
 /** One attempt; throws to be repeated. */
-async function revoke(
-  options: RevocationWorkerOptions,
+export async function revoke(
+  options: RevocationJobOptions,
   key: { readonly projectId: string; readonly id: string },
   isLast: boolean,
 ): Promise<void> {
@@ -72,7 +38,8 @@ async function revoke(
   const error = await tell(options, row).catch((failure: unknown) => {
     // A sealed vault, a record that does not open, fields that fit no endpoint: the attempts end here too.
     if (failure instanceof StatusError) return failure.reason;
-    throw failure;
+    log.error({ revocationId: key.id, err: failure }, "a revocation met a fault of our own");
+    return "INTERNAL";
   });
   const { id, accountId, appSlug } = row;
   if (error === undefined) {
@@ -87,7 +54,7 @@ async function revoke(
 }
 
 /** Tells the provider of both tokens; gives why it could not, by a stable name. */
-async function tell({ secrets, catalog, providers }: RevocationWorkerOptions, row: RevocationRow) {
+async function tell({ secrets, catalog, providers }: RevocationJobOptions, row: RevocationRow) {
   const app = catalog.get(row.appSlug);
   if (app === undefined || !isOauthApp(app)) return "APP_NOT_IN_CATALOG";
   const value = await secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
@@ -97,7 +64,9 @@ async function tell({ secrets, catalog, providers }: RevocationWorkerOptions, ro
     if (token === undefined) continue;
     const outcome = await revokeToken(providers, context, { token, hint });
     if (outcome.kind === "retry") return outcome.error;
-    if (outcome.kind === "unsupported") return "REVOCATION_UNSUPPORTED";
+    // An access token that cannot be revoked by itself went with its refresh token.
+    const isCovered = hint === "access_token" && value.refreshToken !== undefined;
+    if (outcome.kind === "unsupported" && !isCovered) return "REVOCATION_UNSUPPORTED";
   }
   return undefined;
 }

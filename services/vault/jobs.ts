@@ -1,0 +1,58 @@
+// The vault's background jobs, run inside its process because only it can open the tokens: the outbox of revocations, and a
+// sweep every few minutes. The queue repeats what fails, with growing pauses; processes share it.
+import { Logger as QueueLogger, run } from "graphile-worker";
+import { sql } from "kysely";
+import { openPool, type PoolOptions } from "#libs/database.ts";
+import { sweepAuthorizations } from "./authorizations.ts";
+import { type RevocationJobOptions, revoke } from "./revocation-job.ts";
+import { revokeTask } from "./revocations.ts";
+import type { VaultDatabase } from "./schema.ts";
+
+// Revocations come in bursts of a whole environment: few at a time spare the provider and leave the process to its callers.
+const concurrency = 4;
+
+/** The name of the sweep. */
+export const sweepTask = "sweep";
+
+/** Starts the jobs. `stop` lets those at work end. A queue that breaks for good ends the process: nothing would be revoked. */
+export async function startJobs(
+  options: RevocationJobOptions,
+  database: Omit<PoolOptions, "maxConnections">,
+): Promise<{ stop(): Promise<void> }> {
+  const pool = openPool({ ...database, maxConnections: concurrency + 2 });
+  const runner = await run({
+    pgPool: pool,
+    concurrency,
+    noHandleSignals: true,
+    // The queue's own lines quote job payloads; which hold ids alone, but one source of log lines is enough.
+    logger: new QueueLogger(() => () => {}),
+    crontab: `*/5 * * * * ${sweepTask}`,
+    taskList: {
+      [revokeTask]: (payload, { job }) => {
+        const { projectId, id } = payload as { projectId: string; id: string };
+        return revoke(options, { projectId, id }, job.attempts >= job.max_attempts);
+      },
+      [sweepTask]: async () => {
+        await sweepAuthorizations(options.db);
+        await releaseJobs(options.db);
+      },
+    },
+  });
+  return {
+    async stop() {
+      await runner.stop();
+      await pool.end();
+    },
+  };
+}
+
+/**
+ * Frees the jobs of processes that were killed, which the queue by itself does after four hours. No attempt takes ten
+ * minutes, and one that is made twice does no harm.
+ */
+async function releaseJobs(db: VaultDatabase): Promise<void> {
+  await sql`
+    select graphile_worker.force_unlock_workers(array(
+      select distinct locked_by from graphile_worker._private_jobs where locked_at < now() - interval '10 minutes'
+    ))`.execute(db);
+}
