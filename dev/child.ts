@@ -64,6 +64,11 @@ export function startChild({ name, file, settings, logDirectory, cacheDirectory 
 /** Rejects with the end of its log when the child ends. */
 export async function failure({ name, process: child, logFile }: Child): Promise<never> {
   if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
-  const lines = readFileSync(logFile, "utf8").trimEnd().split("\n").slice(-5).join("\n");
-  throw new Error(`${name} has stopped (${child.exitCode ?? child.signalCode}). The end of ${logFile}:\n${lines}`);
+  // Without the frames of a stack, which would push the error's own line out of sight.
+  const lines = readFileSync(logFile, "utf8")
+    .split("\n")
+    .filter((line) => line !== "" && !/^ +at /.test(line));
+  throw new Error(
+    `${name} has stopped (${child.exitCode ?? child.signalCode}). The end of ${logFile}:\n${lines.slice(-5).join("\n")}`,
+  );
 }

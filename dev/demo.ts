@@ -26,7 +26,9 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
   const environment = Environment.DEVELOPMENT;
   const step = async <T>(what: string, work: () => Promise<readonly [outcome: string, value: T]>): Promise<T> => {
     const startMs = performance.now();
-    const [outcome, value] = await work();
+    const [outcome, value] = await work().catch((error: Error) => {
+      throw new Error(`${what}: ${reasonOf(error)}`, { cause: error });
+    });
     print(`${`${(performance.now() - startMs).toFixed(0)} ms`.padStart(8)}  ${what}: ${outcome}`);
     return value;
   };
@@ -136,6 +138,13 @@ export async function runDemo(connection: ConnectionFile, print: (line: string) 
 
 function expect(condition: boolean, surprise: string): asserts condition {
   if (!condition) throw new Error(surprise);
+}
+
+/** What a person can act on: of a request that failed, why it did. */
+function reasonOf(error: Error): string {
+  const { cause } = error;
+  const reason = error.message === "fetch failed" && cause instanceof Error ? cause.message : error.message;
+  return reason.includes("ECONNREFUSED") ? `${reason}. Is Deputy running? Start it with npm start.` : reason;
 }
 
 async function post(url: string, body: object, headers: Record<string, string> = {}): Promise<Record<string, unknown>> {

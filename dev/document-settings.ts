@@ -13,6 +13,8 @@ const commands = [
   ["ProxyService", "services/proxy/main.ts"],
   ["gateway", "services/gateway/main.ts"],
   ["databases and roles", "migrations/databases.ts"],
+  ["schema of deputy_account", "migrations/migrate.ts account"],
+  ["schema of deputy_vault", "migrations/migrate.ts vault"],
   ["npm start", "dev/start.ts"],
 ] as const;
 
@@ -22,12 +24,12 @@ Every setting is an environment variable. What holds a secret is the path of a f
 \`5m\`, \`2h\`, \`7d\`; lists are separated by commas. This page is written by \`npm run generate\` from the tables in the code.
 `;
 
-function section([title, file]: readonly [string, string]): string {
-  const help = execFileSync(process.execPath, [join(root, file), "--help"], { encoding: "utf8", cwd: root });
+function section([title, command]: readonly [string, string]): string {
+  const help = execFileSync(process.execPath, [...command.split(" "), "--help"], { encoding: "utf8", cwd: root });
   const settings = [...help.matchAll(/^(DEPUTY_\w+) {2}\((\w+), (required|optional|default .*)\)\n {4}(.*)$/gm)];
-  if (settings.length === 0) throw new Error(`${file} --help printed no settings`);
+  if (settings.length === 0) throw new Error(`${command} --help printed no settings`);
   const rows = settings.map(([, name, kind, state, text]) => `| \`${name}\` | ${kind} | ${state} | ${text} |`);
-  return [`\n## ${title}: \`${file}\`\n`, "| setting | kind | |  |", "| --- | --- | --- | --- |", ...rows, ""].join(
+  return [`\n## ${title}: \`${command}\`\n`, "| setting | kind | | |", "| --- | --- | --- | --- |", ...rows, ""].join(
     "\n",
   );
 }

@@ -123,7 +123,7 @@ export async function startSandboxProvider(options: SandboxProviderOptions): Pro
 
 if (import.meta.main) {
   const config = readConfig({
-    DEPUTY_SANDBOX_PORT: { kind: "integer", default: "7090", help: "Port on 127.0.0.1." },
+    DEPUTY_SANDBOX_PORT: { kind: "integer", default: "7480", help: "Port on 127.0.0.1." },
     DEPUTY_SANDBOX_HOSTNAME: { kind: "text", default: "127.0.0.1", help: "The host in the provider's URLs." },
     DEPUTY_SANDBOX_CLIENT_ID: { kind: "text", help: "Identifier of the one OAuth client." },
     DEPUTY_SANDBOX_CLIENT_SECRET_FILE: { kind: "secret", help: "File with that client's secret." },

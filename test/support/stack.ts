@@ -1,8 +1,10 @@
 // The whole of Deputy as true processes, for one test file: its own state directory, ports that are free, everything gone
 // at the end.
+import { readFileSync } from "node:fs";
 import { chmod, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll } from "vitest";
 import type { Client } from "#libs/rpc.ts";
 import { createClient } from "#libs/rpc-client.ts";
@@ -10,6 +12,7 @@ import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_servi
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { operatorTls } from "../../dev/bootstrap.ts";
+import { type Child, startChild } from "../../dev/child.ts";
 import { walkConnectPage } from "../../dev/connect-page.ts";
 import { freePorts, type Ports } from "../../dev/ports.ts";
 import { type Stack, startStack } from "../../dev/stack.ts";
@@ -60,6 +63,33 @@ export async function startTestStack(options: { accessTokenSeconds?: number } = 
   );
   const call = () => ({ deadlineMs: Date.now() + 20_000, token: accessToken });
   return { ...stack, ...clients, ports, ca, call };
+}
+
+/**
+ * Starts one more process of a service, on ports of its own where `settings` say so, and waits until it serves; it is stopped
+ * after the file's last test. `undefined` takes a setting away.
+ */
+export async function startAnother(
+  stack: TestStack,
+  service: "account" | "vault" | "proxy",
+  { name, settings }: { name: string; settings: Readonly<Record<string, string | undefined>> },
+): Promise<Child> {
+  const { logs: logDirectory, compileCache: cacheDirectory } = stack.state;
+  const given = Object.entries({ ...stack.settings[service], ...settings }).filter(([, value]) => value !== undefined);
+  const child = startChild({
+    name,
+    file: `services/${service}/main.ts`,
+    settings: Object.fromEntries(given) as Record<string, string>,
+    logDirectory,
+    cacheDirectory,
+  });
+  afterAll(() => child.stop());
+  const deadlineMs = Date.now() + 15_000;
+  for (let log = ""; !log.includes('"msg":"serving"'); log = readFileSync(child.logFile, "utf8")) {
+    if (child.process.exitCode !== null || Date.now() > deadlineMs) throw new Error(`${name} does not serve:\n${log}`);
+    await sleep(50);
+  }
+  return child;
 }
 
 /** Connects the sandbox account of a user by OAuth, as the gateway and a browser would, and gives the account's id. */

@@ -3,87 +3,136 @@
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, expect, test } from "vitest";
+import { type Connection, openConnection } from "#libs/database.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
-import { type Child, startChild } from "../../dev/child.ts";
 import { freePorts } from "../../dev/ports.ts";
 import { sandboxRequest } from "../../dev/sandbox-request.ts";
 import { trustDomain } from "../../dev/state.ts";
-import { connectSandbox, startTestStack } from "../support/stack.ts";
+import { atDatabase } from "../../migrations/databases.ts";
+import { connectSandbox, startAnother, startTestStack } from "../support/stack.ts";
 
 const lifetimeSeconds = 2;
+const longSeconds = 3600;
 const stack = await startTestStack({ accessTokenSeconds: lifetimeSeconds });
-const { connection, ca, call } = stack;
+const { connection, account, ca, call } = stack;
 const second = await startSecondPair();
+const project = { projectId: connection.project_id, environment: Environment.DEVELOPMENT };
+const proxies = [stack.proxy, second.proxy];
 
-test("asks the provider once when 200 callers of two vaults need a new token", async () => {
-  const ofSandbox = (path: string, body?: object) =>
-    sandboxRequest(new URL(path, connection.sandbox.api_url), ca, body);
-  const accountId = await connectSandbox(stack, "race");
-  await ofSandbox("/admin/access-token-seconds", { seconds: 3600 });
-  await sleep(lifetimeSeconds * 1000 + 100);
+test("asks the provider once for each account when 200 callers of two vaults need new tokens", async () => {
+  const users: User[] = [];
+  for (const name of ["race-1", "race-2", "race-3", "race-4", "race-5"]) users.push(await connect(name));
+  await warmUp();
+  await letTokensEnd();
 
-  const request = {
-    projectId: connection.project_id,
-    environment: Environment.DEVELOPMENT,
-    externalUserId: "race",
-    accountId,
-    method: "GET",
-    url: "/echo/x",
-  };
-  const clients = [stack.proxy, second.proxy];
-  const answers = await Promise.all(
-    Array.from({ length: 200 }, (_, index) => clients[index % clients.length]?.forward(request, call())),
-  );
+  const before = await refreshes();
+  // Whoever wants to write waits here, so that the two vaults set out within one answer of the provider.
+  const holder = await openVaultDatabase();
+  await holder.query("begin; select from credentials for update");
+  const callers = Array.from({ length: 40 }, (_, index) => users.map((user) => forward(user, proxies[index % 2])));
+  const forwarded = Promise.all(callers.flat());
+  await sleep(1_000);
+  await holder.end();
+  const answers = await forwarded;
 
-  expect(answers.map((answer) => answer?.status)).toEqual(Array(200).fill(200));
-  const credentials = answers.map((answer) => JSON.parse(answer?.body.toString() ?? "").headers.authorization);
-  expect(new Set(credentials).size).toBe(1);
-  const stats = await ofSandbox("/stats");
-  expect(stats.tokenRequests).toMatchObject({ refresh_token: { success: 1 } });
-  expect(stats.familiesRevokedByReuse).toBe(0);
+  expect(answers.map(({ status }) => status)).toEqual(Array(200).fill(200));
+  const credentials = answers.map(({ body }) => JSON.parse(body.toString()).headers.authorization);
+  expect(new Set(credentials).size).toBe(users.length);
+  expect(await refreshes()).toEqual({ success: before.success + users.length });
+  expect((await ofSandbox("/stats")).familiesRevokedByReuse).toBe(0);
   for (const vault of [stack.children.vault, second.vault]) {
-    expect(readFileSync(vault.logFile, "utf8"), "both vaults took part").toContain("LeaseInjection");
+    const leases = readFileSync(vault.logFile, "utf8").match(/"method":"LeaseInjection"/g);
+    expect(leases?.length, "both vaults took part").toBeGreaterThan(50);
   }
 });
 
+test("sends nothing while another process holds the account's lock", async () => {
+  await ofSandbox("/admin/access-token-seconds", { seconds: lifetimeSeconds });
+  const user = await connect("locked");
+  await letTokensEnd();
+  const holder = await openVaultDatabase();
+  await holder.query("select pg_advisory_lock(hashtextextended($1, 0))", [
+    `cred:${project.projectId}:${user.accountId}`,
+  ]);
+
+  const before = await refreshes();
+  const answers = Promise.all(proxies.map((proxy) => forward(user, proxy)));
+  await sleep(1_000);
+  expect(await refreshes()).toEqual(before);
+  await holder.end();
+  expect((await answers).map(({ status }) => status)).toEqual([200, 200]);
+  expect(await refreshes()).toEqual({ success: before.success + 1 });
+});
+
+function openVaultDatabase(): Promise<Connection> {
+  const { url, password } = stack.postgres;
+  const access = { url: atDatabase(url, "deputy_vault"), password };
+  return openConnection({ ...access, applicationName: "test", statementTimeoutMs: 5_000 });
+}
+
+function ofSandbox(path: string, body?: object): Promise<Record<string, unknown>> {
+  return sandboxRequest(new URL(path, connection.sandbox.api_url), ca, body);
+}
+
+/** How many refreshes the provider was asked for, by outcome. */
+async function refreshes(): Promise<{ success: number }> {
+  const { tokenRequests } = (await ofSandbox("/stats")) as { tokenRequests: { refresh_token?: { success: number } } };
+  return { success: 0, ...tokenRequests.refresh_token };
+}
+
+/** Waits for the end of every token so far; the next ones are good for long. */
+async function letTokensEnd(): Promise<void> {
+  await ofSandbox("/admin/access-token-seconds", { seconds: longSeconds });
+  await sleep(lifetimeSeconds * 1000 + 100);
+}
+
+interface User {
+  readonly externalUserId: string;
+  readonly accountId: string;
+}
+
+async function connect(externalUserId: string): Promise<User> {
+  return { externalUserId, accountId: await connectSandbox(stack, externalUserId) };
+}
+
+function forward(user: User, proxy: Pick<typeof stack.proxy, "forward"> = stack.proxy) {
+  return proxy.forward({ ...project, ...user, method: "GET", url: "/echo/x" }, call());
+}
+
+/** Lets both vaults and proxies make their connections, with an account that has nothing to refresh. */
+async function warmUp(): Promise<void> {
+  const externalUserId = "warm";
+  const credential = { $case: "fields", value: { values: { api_key: "sandbox-key-of-the-refresh-test" } } } as const;
+  const asked = { ...project, externalUserId, appSlug: "sandbox_header_key", credential };
+  const { account: made } = await account.createAccount(asked, call());
+  const user = { externalUserId, accountId: made?.id ?? "" };
+  for (const proxy of proxies) expect((await forward(user, proxy)).status).toBe(200);
+}
+
 /** One more vault on the same database, and a proxy that asks it alone. */
 async function startSecondPair() {
-  const { settings, state } = stack;
   const ports = await freePorts();
-  const start = (name: string, file: string, values: Readonly<Record<string, string>>) =>
-    startChild({ name, file, settings: values, logDirectory: state.logs, cacheDirectory: state.compileCache });
   const vaultAddress = `127.0.0.1:${ports.vault}`;
-  const vault = start("vault-2", "services/vault/main.ts", {
-    ...settings.vault,
-    DEPUTY_VAULT_INTERNAL_ADDRESS: vaultAddress,
-  });
-  const proxy = start("proxy-2", "services/proxy/main.ts", {
-    ...settings.proxy,
-    DEPUTY_VAULT_ADDRESS: vaultAddress,
-    DEPUTY_PROXY_INTERNAL_ADDRESS: `127.0.0.1:${ports.proxy}`,
-    DEPUTY_PROXY_PUBLIC_ADDRESS: `127.0.0.1:${ports.proxyPublic}`,
-  });
-  const client = createClient(ProxyServiceDefinition, {
-    address: `127.0.0.1:${ports.proxyPublic}`,
+  const proxyAddress = `127.0.0.1:${ports.proxyPublic}`;
+  const settings = {
+    vault: { DEPUTY_VAULT_INTERNAL_ADDRESS: vaultAddress },
+    proxy: {
+      DEPUTY_VAULT_ADDRESS: vaultAddress,
+      DEPUTY_PROXY_INTERNAL_ADDRESS: `127.0.0.1:${ports.proxy}`,
+      DEPUTY_PROXY_PUBLIC_ADDRESS: proxyAddress,
+    },
+  };
+  const [vault] = await Promise.all([
+    startAnother(stack, "vault", { name: "vault-2", settings: settings.vault }),
+    startAnother(stack, "proxy", { name: "proxy-2", settings: settings.proxy }),
+  ]);
+  const proxy = createClient(ProxyServiceDefinition, {
+    address: proxyAddress,
     tls: { ca, trustDomain },
     service: "proxy",
   });
-  afterAll(async () => {
-    client.close();
-    await Promise.all([proxy.stop(), vault.stop()]);
-  });
-  await Promise.all([vault, proxy].map(untilServing));
-  return { vault, proxy: client };
-}
-
-async function untilServing(child: Child): Promise<void> {
-  const deadlineMs = Date.now() + 15_000;
-  while (!/"msg":"(serving|listening|started)/.test(readFileSync(child.logFile, "utf8"))) {
-    if (child.process.exitCode !== null) throw new Error(readFileSync(child.logFile, "utf8"));
-    if (Date.now() > deadlineMs)
-      throw new Error(`${child.name} does not serve:\n${readFileSync(child.logFile, "utf8")}`);
-    await sleep(50);
-  }
+  afterAll(() => proxy.close());
+  return { vault, proxy };
 }

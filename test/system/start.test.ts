@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, expect, test } from "vitest";
 import type { ConnectionFile } from "../../dev/bootstrap.ts";
+import { walkConnectPage } from "../../dev/connect-page.ts";
 import { freePorts, listeners, type Ports } from "../../dev/ports.ts";
 
 const root = join(import.meta.dirname, "../..");
@@ -28,24 +29,46 @@ afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-test("serves, says where, and finds everything again at the second start", async () => {
-  const first = await start();
-  expect(first.output.trimEnd().split("\n").at(-1)).toBe("ready");
-  const connectionFile = join(stateDirectory, "connection.json");
-  expect(statSync(connectionFile).mode & 0o777).toBe(0o600);
-  const before = readConnection(connectionFile);
+test("serves within a minute, and prints lines that work as they stand", async () => {
+  const startMs = performance.now();
+  const { output } = await start();
+  expect(performance.now() - startMs).toBeLessThan(60_000);
+  expect(output.trimEnd().split("\n").at(-1)).toBe("ready");
+  const printed = output.split("\n").flatMap((line) => (line.startsWith("  ") ? line.slice(2) : []));
+  const commands = printed.join("\n").split(/(?<!\\)\n/);
+  const toLink = commands.findIndex((command) => command.includes("/tokens"));
+  const link = JSON.parse(inBash(commands.slice(0, toLink + 1)).at(-1) ?? "").connect_link_url;
+  const ca = readFileSync(readConnection().ca_file, "utf8");
+  expect((await walkConnectPage({ link, name: "Reader of Lines", ca })).status).toBeLessThan(400);
+
+  const [overRest, overGrpc] = inBash(commands)
+    .slice(-2)
+    .map((text) => JSON.parse(text));
+  const echoes = [overRest, JSON.parse(Buffer.from(overGrpc.body, "base64").toString())];
+  for (const { path, headers } of echoes) {
+    expect(path).toBe("/api/echo/hello");
+    expect(headers.authorization).toMatch(/^Bearer sha256:/);
+  }
+  // A first start beside other tests.
+}, 120_000);
+
+test("keeps its secrets to their owner", () => {
+  for (const file of ["connection.json", "env"]) expect(statSync(join(stateDirectory, file)).mode & 0o777).toBe(0o600);
+});
+
+test("leaves no process behind when it is killed, finds everything at the second start, and ends on Ctrl-C", async () => {
+  const before = readConnection();
   const created = await createKeyAccount(before);
-  first.child.kill("SIGINT");
-  await once(first.child, "exit");
-  expect(first.child.exitCode).toBe(0);
+  started.at(-1)?.kill("SIGKILL");
   await untilGone();
 
-  const second = await start();
-  expect(readConnection(connectionFile)).toEqual(before);
-  expect(await listAccounts(before)).toEqual([created]);
-  second.child.kill("SIGKILL");
+  const { child } = await start();
+  expect(readConnection()).toEqual(before);
+  expect(await listAccounts(before)).toContain(created);
+  child.kill("SIGINT");
+  await once(child, "exit");
+  expect(child.exitCode).toBe(0);
   await untilGone();
-  // Two starts of nine processes, each within its own limits, on a machine that runs other tests beside.
 }, 120_000);
 
 test("says in one sentence that a port is taken", async () => {
@@ -121,8 +144,15 @@ async function untilGone(): Promise<void> {
   }
 }
 
-function readConnection(file: string): ConnectionFile {
-  return JSON.parse(readFileSync(file, "utf8"));
+/** What each command prints. */
+function inBash(commands: readonly string[]): readonly string[] {
+  const script = ["set -euo pipefail", ...commands].join("\necho ---\n");
+  const output = execFileSync("bash", ["-c", script], { cwd: root, encoding: "utf8", timeout: 60_000 });
+  return output.split("---\n").slice(1);
+}
+
+function readConnection(): ConnectionFile {
+  return JSON.parse(readFileSync(join(stateDirectory, "connection.json"), "utf8"));
 }
 
 async function token({ gateway_url, client_id, client_secret }: ConnectionFile): Promise<Record<string, string>> {
