@@ -4,6 +4,7 @@
 import { createHash } from "node:crypto";
 import { Kysely, PostgresDialect, type PostgresPoolClient } from "kysely";
 import pg from "pg";
+import { StatusError } from "./errors.ts";
 
 /** Where a database is and how it is used. */
 export interface DatabaseOptions {
@@ -51,7 +52,9 @@ export function openDatabase<Tables>(options: PoolOptions): Kysely<Tables> {
     pool: {
       // Kysely knows a connection again by the identity of its client.
       connect: async () => {
-        const client = await pool.connect();
+        const client = await pool.connect().catch((error) => {
+          throw faultOf(error);
+        });
         const known = clients.get(client) ?? namedClient(client, nameStatement);
         clients.set(client, known);
         return known;
@@ -109,6 +112,35 @@ export function isUniqueViolation(error: unknown, constraint?: string): boolean 
     error instanceof pg.DatabaseError &&
     error.code === "23505" &&
     (constraint === undefined || error.constraint === constraint)
+  );
+}
+
+/** What a caller may be told of a failure: an outage is worth a repeat, a text that Postgres cannot hold is not. */
+function faultOf(error: unknown): unknown {
+  if (isOutage(error)) {
+    return new StatusError("UNAVAILABLE", "DATABASE_UNAVAILABLE", "The database cannot be reached: call again.", {
+      cause: error,
+    });
+  }
+  // 22021: the only characters that JavaScript can send and Postgres cannot hold are those of code zero.
+  if (error instanceof pg.DatabaseError && error.code === "22021") {
+    return new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", "A text has a character of code zero.", {
+      cause: error,
+    });
+  }
+  return error;
+}
+
+function isOutage(error: unknown): boolean {
+  // Classes 08 (connection), 53 (out of connections, memory or disk) and 57P (shutting down, starting up).
+  if (error instanceof pg.DatabaseError) return /^(08|53|57P)/.test(error.code ?? "");
+  if (!(error instanceof Error)) return false;
+  // Of the system: ECONNREFUSED, ENOENT of a socket, EAI_AGAIN of a name. ERR_ are Node's own, for wrong arguments.
+  const { code } = error as NodeJS.ErrnoException;
+  if (code !== undefined) return /^E(?!RR_)/.test(code);
+  // pg has no codes for the loss of a connection and for an exhausted pool.
+  return /^(Connection terminated|Client has encountered a connection error|timeout exceeded when trying)/.test(
+    error.message,
   );
 }
 
@@ -178,7 +210,7 @@ function namedClient(client: pg.PoolClient, names: StatementNames): PostgresPool
       // A migration changed a column that the statement returns ("cached plan must not change result type"): this run
       // fails, as its transaction may be lost already; the next one plans afresh.
       if (error instanceof pg.DatabaseError && error.code === "0A000") names.unname(sql);
-      throw error;
+      throw faultOf(error);
     }
   };
   // The cast: the interface has a second signature, for cursors, which no dialect of ours opens.

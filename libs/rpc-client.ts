@@ -62,6 +62,9 @@ export function createClient<D extends ServiceDefinition>(
     "grpc.service_config_disable_resolution": 1,
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2000,
+    // Pings while calls are open: a peer that vanished without a word is given up after ten seconds.
+    "grpc.keepalive_time_ms": 5000,
+    "grpc.keepalive_timeout_ms": 5000,
   });
   const methods = Object.entries(definition.methods).map(([key, method]) => [
     key,
@@ -81,7 +84,7 @@ function call(
   const deserialize = (bytes: Buffer) => method.responseType.decode(bytes);
   const complete = (partial: unknown) => method.requestType.fromPartial(partial as never);
   const metadata = new grpc.Metadata();
-  if (options.token !== undefined) metadata.set("authorization", `Bearer ${options.token}`);
+  if (options.token !== undefined) metadata.set("authorization", `Bearer ${soundToken(options.token)}`);
   if (options.requestId !== undefined) metadata.set("x-request-id", options.requestId);
   const callOptions = { deadline: options.deadlineMs - hopMs };
 
@@ -114,6 +117,12 @@ function call(
     );
     const done = cancelOn(options.signal, unary);
   });
+}
+
+// What cannot be sent is refused here: grpc-js's own error would quote it.
+function soundToken(token: string): string {
+  if (/^[\x20-\x7e]*$/.test(token)) return token;
+  throw new StatusError("UNAUTHENTICATED", "TOKEN_INVALID", "The token holds characters that no token has.");
 }
 
 /** Cancels the call when the signal fires; the function returned stops listening. */

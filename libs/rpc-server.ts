@@ -8,6 +8,7 @@ import * as grpc from "@grpc/grpc-js";
 import { ReflectionService } from "@grpc/reflection";
 import { HealthImplementation } from "grpc-health-check";
 import { admit, bindToToken, type CallersTable, checkCallersTable, type TokenIdentity } from "./callers.ts";
+import { type CallsAtWork, callsAtWork, within } from "./calls-at-work.ts";
 import { StatusError, statusCodes } from "./errors.ts";
 import type { Logger } from "./log.ts";
 import {
@@ -26,6 +27,21 @@ import { fileDescriptors, validationOf } from "./validation.ts";
 
 // grpc-js has no option for it. undici, which must still speak TLS 1.2 to the world, is told so where it dials.
 tls.DEFAULT_MIN_VERSION = "TLSv1.3";
+
+// A peer that vanished without a word (a pulled cable, a killed machine) leaves its calls open until a ping goes unanswered.
+// A thousand calls at a time per connection are more than a gateway needs, and fewer than would fill the memory.
+const connectionLimits = {
+  "grpc.max_receive_message_length": maxMessageBytes,
+  "grpc.max_concurrent_streams": 1000,
+  "grpc.keepalive_time_ms": 60_000,
+  "grpc.keepalive_timeout_ms": 20_000,
+};
+
+// Whoever watches for longer opens the stream anew; access tokens end after an hour as well.
+const maxCallMs = 3_600_000;
+
+// How long answers that are made get to leave, when nothing else is left but health watches and readers who have stopped.
+const flushMs = 2000;
 
 /**
  * Verifies a bearer token, or throws UNAUTHENTICATED. Gives what the token says, and the token to pass on to other services:
@@ -76,8 +92,9 @@ interface Received {
 export async function startServer<D extends ServiceDefinition>(options: ServerOptions<D>): Promise<RunningServer> {
   const { definition, callers, tls: identity } = options;
   checkCallersTable(Object.keys(definition.methods), callers);
-  const server = new grpc.Server({ "grpc.max_receive_message_length": maxMessageBytes });
-  server.addService(serverDefinition(definition), implementation(options));
+  const server = new grpc.Server(connectionLimits);
+  const calls = callsAtWork();
+  server.addService(serverDefinition(definition), implementation(options, calls));
   const health = new HealthImplementation({ "": "SERVING", [definition.fullName]: "SERVING" });
   health.addToServer(server);
   if (options.reflection) {
@@ -101,9 +118,11 @@ export async function startServer<D extends ServiceDefinition>(options: ServerOp
     setServing,
     async drain(timeoutMs) {
       setServing(false);
-      const timer = setTimeout(() => server.forceShutdown(), timeoutMs);
-      await new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
-      clearTimeout(timer);
+      const stopped = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
+      await Promise.race([stopped, calls.end(timeoutMs)]);
+      await within(stopped, Math.min(flushMs, timeoutMs));
+      server.forceShutdown();
+      await stopped;
     },
   };
 }
@@ -133,16 +152,19 @@ function serverDefinition(definition: ServiceDefinition): grpc.ServiceDefinition
   return Object.fromEntries(methods);
 }
 
-function implementation<D extends ServiceDefinition>(options: ServerOptions<D>): grpc.UntypedServiceImplementation {
+function implementation<D extends ServiceDefinition>(
+  options: ServerOptions<D>,
+  calls: CallsAtWork,
+): grpc.UntypedServiceImplementation {
   const methods = Object.entries(options.definition.methods).map(([key, method]) => [
     key,
-    adapt(options as unknown as ServerOptions<ServiceDefinition>, key, method),
+    adapt(options as unknown as ServerOptions<ServiceDefinition>, key, method, calls),
   ]);
   return Object.fromEntries(methods);
 }
 
 /** One method as grpc-js calls it. */
-function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: MethodDefinition) {
+function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: MethodDefinition, calls: CallsAtWork) {
   const { definition, log } = options;
   const handler = options.handlers[key] as unknown as (input: unknown, call: Call) => unknown;
   const validate = options.unvalidated?.includes(key) ? undefined : validationOf(definition.fullName, method.name);
@@ -158,10 +180,18 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
     return method.responseStream ? send(stream, output as AsyncIterable<unknown>, call.signal) : await output;
   }
 
-  return async (stream: ServerCall, callback?: grpc.sendUnaryData<unknown>): Promise<void> => {
-    const startMs = performance.now();
+  return (stream: ServerCall, callback?: grpc.sendUnaryData<unknown>): void => {
     const cancellation = new AbortController();
     stream.on("cancelled", () => cancellation.abort());
+    calls.add(run(stream, cancellation, callback), cancellation);
+  };
+
+  async function run(
+    stream: ServerCall,
+    cancellation: AbortController,
+    callback?: grpc.sendUnaryData<unknown>,
+  ): Promise<void> {
+    const startMs = performance.now();
     const along = {
       deadlineMs: deadlineOf(stream),
       signal: cancellation.signal,
@@ -172,9 +202,7 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
       const call = await identify(stream, options, along);
       caller = call.caller;
       admit(options.callers[key] ?? [], caller);
-      if (along.deadlineMs === Number.POSITIVE_INFINITY) {
-        throw new StatusError("INVALID_ARGUMENT", "DEADLINE_REQUIRED", "Every call needs a deadline.");
-      }
+      checkDeadline(along.deadlineMs);
       const response = await serve(stream, call);
       if (callback === undefined) stream.end();
       else callback(null, response);
@@ -183,7 +211,8 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
       const status = statusOf(error, along);
       const metadata = new grpc.Metadata();
       metadata.set(detailsTrailer, encodeDetails(status, along.requestId));
-      const answer = { code: statusCodes[status.code], details: status.message, metadata };
+      // grpc-js throws at half a character (a lone surrogate, which JSON of a provider can hold), and nobody would catch it.
+      const answer = { code: statusCodes[status.code], details: status.message.toWellFormed(), metadata };
       if (callback === undefined) stream.emit("error", answer);
       else callback(answer);
       logCall(status, status === error ? status.cause : error);
@@ -204,9 +233,10 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
         err: cause,
       };
       if (status?.code === "INTERNAL" || status?.code === "DATA_LOSS") log.error(line, "call");
+      else if (status?.code === "UNAVAILABLE") log.warn(line, "call");
       else log.info(line, "call");
     }
-  };
+  }
 }
 
 async function identify(
@@ -244,11 +274,21 @@ function deadlineOf(stream: ServerCall): number {
   return deadline instanceof Date ? deadline.getTime() : deadline;
 }
 
+function checkDeadline(deadlineMs: number): void {
+  if (deadlineMs === Number.POSITIVE_INFINITY) {
+    throw new StatusError("INVALID_ARGUMENT", "DEADLINE_REQUIRED", "Every call needs a deadline.");
+  }
+  if (deadlineMs - Date.now() > maxCallMs) {
+    throw new StatusError("INVALID_ARGUMENT", "DEADLINE_TOO_FAR", "A call may take an hour at most.");
+  }
+}
+
 /** What the caller is told: expected outcomes as they are, anything else as INTERNAL without its text. */
 function statusOf(error: unknown, { signal, deadlineMs }: Pick<Call, "signal" | "deadlineMs">): StatusError {
   if (error instanceof StatusError) return error;
   if (Date.now() >= deadlineMs)
     return new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "The deadline has passed.");
+  if (signal.reason instanceof StatusError) return signal.reason;
   if (signal.aborted) return new StatusError("CANCELLED", "CANCELLED", "The caller has left.");
   return new StatusError("INTERNAL", "INTERNAL", "Internal error.");
 }

@@ -2,7 +2,7 @@
 // protovalidate judges protobuf-es messages, and the services use plain ts-proto objects, so the request's bytes are
 // decoded a second time here: 30 us, measured, and nothing for methods that are left out.
 import { readFileSync } from "node:fs";
-import { createFileRegistry, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { createFileRegistry, type DescMessage, fromBinary, type Message, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import { createValidator } from "@bufbuild/protovalidate";
 import { type FieldViolation, StatusError } from "./errors.ts";
@@ -29,7 +29,7 @@ export function validationOf(service: string, method: string): Validate {
   const schema = registry.getService(service)?.methods.find(({ name }) => name === method)?.input;
   if (schema === undefined) throw new Error(`${service}/${method} is not in proto/gen: run npm run generate`);
   const validate: Validate = (bytes) => {
-    const result = validator.validate(schema, fromBinary(schema, bytes));
+    const result = validator.validate(schema, decode(schema, bytes));
     if (result.kind === "valid") return;
     if (result.kind === "error")
       throw new Error(`the rules of ${schema.typeName} cannot be evaluated`, { cause: result.error });
@@ -41,6 +41,17 @@ export function validationOf(service: string, method: string): Validate {
   };
   warmUp(validate);
   return validate;
+}
+
+// Texts that are not UTF-8 come this far: the services' own decoder takes them.
+function decode(schema: DescMessage, bytes: Uint8Array): Message {
+  try {
+    return fromBinary(schema, bytes);
+  } catch (error) {
+    throw new StatusError("INVALID_ARGUMENT", "REQUEST_MALFORMED", "The request is not valid protobuf.", {
+      cause: error,
+    });
+  }
 }
 
 // The first evaluation of a type compiles its rules (130 ms for the first of all): at start, not in a caller's time.

@@ -132,6 +132,8 @@ function validationText({ reason, message }: StatusError): string {
 
 function checkRedirectUri(field: string, uri: string, environment: Environment): void {
   if (uri === "") return;
+  // It is to become a header: the URL parser would drop line ends and take letters that a header cannot have.
+  if (!/^[\x21-\x7e]+$/.test(uri)) throw invalidField(field, "has characters that must be percent-encoded");
   const url = URL.parse(uri);
   if (url === null || url.username !== "" || url.password !== "" || url.hash !== "") {
     throw invalidField(field, "is not a URL without user name and fragment");

@@ -10,19 +10,19 @@ import { callerCall, pageOf, pathParameter, queryOf, single } from "./requests.t
 /** What is asked about apps. */
 export type AppClient = Pick<Client<typeof AccountServiceDefinition>, "getApp" | "listApps">;
 
-const orders: Readonly<Record<string, AppOrder>> = {
-  "": AppOrder.UNSPECIFIED,
-  name: AppOrder.NAME,
-  name_slug: AppOrder.SLUG,
-  featured_weight: AppOrder.FEATURED_WEIGHT,
-};
+const orders: ReadonlyMap<string, AppOrder> = new Map([
+  ["", AppOrder.UNSPECIFIED],
+  ["name", AppOrder.NAME],
+  ["name_slug", AppOrder.SLUG],
+  ["featured_weight", AppOrder.FEATURED_WEIGHT],
+]);
 
 /** Adds the routes. */
 export function addAppRoutes(app: FastifyInstance, account: AppClient): void {
   for (const prefix of ["/v1", "/v1/connect"]) {
     app.get(`${prefix}/apps`, async (request) => {
       const query = queryOf(request);
-      const order = orders[single(query, "sort_key")];
+      const order = orders.get(single(query, "sort_key"));
       if (order === undefined) throw invalidField("sort_key", "must be name, name_slug or featured_weight");
       const list = {
         query: single(query, "q"),

@@ -30,6 +30,8 @@ const maxPathParameterLength = 16 * 1024;
 // Large enough for the largest of keys; forwarded bodies have a limit of their own.
 const maxBodyBytes = 1024 * 1024;
 const requestTimeoutMs = 60_000;
+// A caller who reads no more holds an answer of up to 8 MiB; longer than any route waits for the services.
+const idleTimeoutMs = 60_000;
 
 /** Builds the server; `listen` starts it. */
 export function buildGateway({ account, proxy, health, gatewayUrl, log }: GatewayCollaborators): FastifyInstance {
@@ -37,6 +39,7 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
     logger: false,
     bodyLimit: maxBodyBytes,
     requestTimeout: requestTimeoutMs,
+    connectionTimeout: idleTimeoutMs,
     exposeHeadRoutes: false,
     routerOptions: { maxParamLength: maxPathParameterLength },
     http: { maxHeaderSize: maxHeaderBytes },

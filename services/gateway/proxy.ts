@@ -41,6 +41,9 @@ const droppedHeaders = new Set([
   "x-content-type-options",
 ]);
 
+// A web server in front of this one (nginx, Apache, lighttpd, Caddy) takes these for orders to send a file of its own.
+const orderToFrontServer = /^x-(accel-|sendfile|lighttpd-|reproxy-)/;
+
 /** Adds the routes, in a scope of their own: here a body is bytes, whatever its type. */
 export function addProxyRoutes(app: FastifyInstance, proxy: ProxyClient): void {
   app.register(async (scope) => {
@@ -105,7 +108,7 @@ function pass({ status, headers, body }: ForwardResponse, { method }: FastifyReq
   for (const { name, value } of headers) {
     // HEAD alone answers with the length of a body that is not there.
     if (droppedHeaders.has(name) && !(name === "content-length" && method === "HEAD")) continue;
-    if (name.startsWith("access-control-")) continue;
+    if (name.startsWith("access-control-") || orderToFrontServer.test(name)) continue;
     const renamed = renameHeader(name, status);
     passed.set(renamed, [...(passed.get(renamed) ?? []), value]);
   }

@@ -29,14 +29,20 @@ export function callerCall(request: FastifyRequest, timeoutMs = callTimeoutMs): 
   return { ...ownCall(request, timeoutMs), ...(token !== undefined && { token }) };
 }
 
-/** One decoded segment of the path; empty when the route has none of that name. */
+/** One decoded segment of the path. An empty one is refused: as a filter it would stand for everybody's. */
 export function pathParameter(request: FastifyRequest, name: string): string {
-  return (request.params as Readonly<Record<string, string | undefined>>)[name] ?? "";
+  const value = segmentOf(request, name);
+  if (value === "") throw invalidField(name, "is required");
+  return value;
+}
+
+function segmentOf({ params }: FastifyRequest, name: string): string {
+  return (params as Readonly<Record<string, string | undefined>>)[name] ?? "";
 }
 
 /** The project of the path, if any, and the environment of the header, if any; what is missing the token must name. */
 export function scopeOf(request: FastifyRequest): { readonly projectId: string; readonly environment: Environment } {
-  return { projectId: pathParameter(request, "project_id"), environment: environmentOf(request) };
+  return { projectId: segmentOf(request, "project_id"), environment: environmentOf(request) };
 }
 
 function environmentOf(request: FastifyRequest): Environment {

@@ -58,6 +58,8 @@ test.each([
   ["success_redirect_uri", { environment: production, successRedirectUri: "http://localhost/done" } as const],
   ["error_redirect_uri", { errorRedirectUri: "javascript:alert(1)" }],
   ["error_redirect_uri", { errorRedirectUri: "/relative" }],
+  ["success_redirect_uri", { successRedirectUri: "https://app.example/\r\nset-cookie: a=b" }],
+  ["success_redirect_uri", { successRedirectUri: "https://app.example/\u4e00" }],
   ["error_redirect_uri", { errorRedirectUri: "https://user:pass@app.example/" }],
   ["scope", { scope: "*" }],
   ["scope", { scope: "connect:accounts:read admin" }],

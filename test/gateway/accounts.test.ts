@@ -168,6 +168,26 @@ describe("accounts", () => {
     expect(asked()[0]?.request).toMatchObject({ externalUserId: "user-1", appSlug: "slack" });
   });
 
+  it.each([
+    ["GET", "/v1/connect/proj_1/users//accounts", "external_user_id"],
+    ["GET", "/v1/connect/users//accounts", "external_user_id"],
+    ["DELETE", "/v1/connect/proj_1/apps//accounts", "app_id"],
+    ["DELETE", "/v1/connect/apps//accounts", "app_id"],
+    ["DELETE", "/v1/connect/accounts/", "account_id"],
+  ])("of nobody in particular are not everybody's: %s %s", async (method, path, field) => {
+    for (const token of [gateway.token, connectToken]) {
+      const answer = await gateway.send(path, { method, headers: { authorization: `Bearer ${token}` } });
+      expect([answer.status, await answer.json()]).toMatchObject([400, { error: `${field}: is required` }]);
+    }
+    expect(gateway.asked).toEqual([]);
+  });
+
+  it("are not created with a connect token that cannot be sent, which is not logged", async () => {
+    const body = { app_slug: "sendgrid", cfmap_json: "{}", connect_token: `${connectToken}\n` };
+    expect((await gateway.send("/v1/connect/proj_1/accounts", json(body))).status).toBe(401);
+    expect(gateway.logged.join()).not.toContain(connectToken);
+  });
+
   it("are not deleted when the revocation breaks off", async () => {
     gateway.changeAccount({
       revokeAllAccounts: async function* () {
@@ -224,6 +244,10 @@ describe("apps", () => {
         pageToken: "a",
       });
     }
+  });
+
+  it.each(["constructor", "__proto__", "id"])("are not listed in the order %s", async (order) => {
+    expect((await gateway.send(`/v1/apps?sort_key=${order}`)).status).toBe(400);
   });
 
   it("are retrieved wrapped in data, with their fields as JSON in a text", async () => {

@@ -193,6 +193,8 @@ describe("an answer", () => {
         "clear-site-data": '"*"',
         "alt-svc": 'h3=":443"',
         refresh: "0;url=https://evil.example/",
+        "x-accel-redirect": "/internal/secrets",
+        "x-sendfile": "/etc/passwd",
         "access-control-allow-origin": "*",
         "content-security-policy": "default-src *",
         "content-disposition": "inline; filename=x.html",
@@ -205,6 +207,8 @@ describe("an answer", () => {
       "clear-site-data",
       "alt-svc",
       "refresh",
+      "x-accel-redirect",
+      "x-sendfile",
       "access-control-allow-origin",
     ]) {
       expect(headers.has(name), name).toBe(false);

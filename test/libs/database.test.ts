@@ -2,6 +2,7 @@
 import { sql } from "kysely";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { isUniqueViolation, openConnection, openDatabase } from "#libs/database.ts";
+import { StatusError } from "#libs/errors.ts";
 import { createTestDatabase } from "../support/postgres.ts";
 
 interface Tables {
@@ -98,8 +99,36 @@ test("fails the transaction, not the process, when its connection breaks between
       .toEqual([]);
     await tx.insertInto("note").values({ id: 90n, body: "lost" }).execute();
   });
-  await expect(lost).rejects.toThrow();
+  await expect(lost).rejects.toMatchObject({ code: "UNAVAILABLE", reason: "DATABASE_UNAVAILABLE" });
   expect(await db.selectFrom("note").select("id").where("id", "=", 90n).execute()).toEqual([]);
+});
+
+test("says that the database is unavailable where nothing listens, while it stops, and when no connection is free", async () => {
+  const unavailable = { code: "UNAVAILABLE", reason: "DATABASE_UNAVAILABLE" };
+  const read = (from: typeof db) => from.selectFrom("note").select("id").where("id", "=", 1n).execute();
+  for (const url of ["postgres://user@localhost:1/database", "postgres://user@localhost/database?host=/nowhere"]) {
+    const nowhere = openDatabase<Tables>({ url, ...options, maxConnections: 1 });
+    await expect(read(nowhere)).rejects.toMatchObject(unavailable);
+    await nowhere.destroy();
+  }
+  const sleeping = sql`select pg_sleep(${1})`.execute(db);
+  const verdict = expect(sleeping).rejects.toMatchObject(unavailable);
+  const asleep = "select pid from pg_stat_activity where query like 'select pg_sleep%' and state = 'active'";
+  await expect.poll(() => admin.query<{ pid: number }>(asleep)).toHaveLength(1);
+  const [{ pid } = { pid: 0 }] = await admin.query<{ pid: number }>(asleep);
+  await admin.query("select pg_terminate_backend($1)", [pid]);
+  await verdict;
+  await db.connection().execute(async () => {
+    await expect(read(db)).rejects.toMatchObject(unavailable);
+  });
+  await expect(read(db)).resolves.toHaveLength(1);
+}, 15_000);
+
+test("tells the caller of a text that Postgres cannot hold, and of no other fault of a statement", async () => {
+  const insert = (id: bigint, body: string) => db.insertInto("note").values({ id, body }).execute();
+  await expect(insert(91n, "a\0b")).rejects.toMatchObject({ code: "INVALID_ARGUMENT", reason: "INVALID_FIELD" });
+  const fault: unknown = await sql`select ${"x"}::int`.execute(db).catch((error) => error);
+  expect(fault).not.toBeInstanceOf(StatusError);
 });
 
 test("keeps a session lock on its own connection until that ends, and says when it is lost", async () => {

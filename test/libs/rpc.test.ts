@@ -4,10 +4,12 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { invalidField, StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
+import { createClient } from "#libs/rpc-client.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { ForwardResponse, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
-import { failure, startTestServer, within } from "../support/rpc.ts";
+import { atEnd, failure, startTestServer, within } from "../support/rpc.ts";
+import { testTls } from "../support/tls.ts";
 
 const definition = ProxyServiceDefinition;
 const request = {
@@ -232,6 +234,43 @@ describe("an error", () => {
     );
     expect(error).toMatchObject({ code: "INVALID_ARGUMENT", reason: "INVALID_FIELD" });
     expect(error.violations[0]?.field).toBe("external_user_id");
+  });
+
+  test("of a text that is not UTF-8 is the caller's, not an internal one", async () => {
+    const notUtf8 = { encode: () => ({ finish: () => Buffer.from([0x0a, 0x02, 0xc3, 0x28]) }) };
+    const { listApps } = AccountServiceDefinition.methods;
+    const wrong = { ...listApps, requestType: { ...listApps.requestType, ...notUtf8 } };
+    const { server } = await startTestServer({
+      definition: AccountServiceDefinition,
+      handlers: { listApps: async () => ({ apps: [], nextPageToken: "", totalSize: 0 }) },
+    });
+    const client = createClient(
+      { ...AccountServiceDefinition, methods: { listApps: wrong } },
+      { address: `127.0.0.1:${server.internalPort}`, tls: await testTls("gateway"), service: "proxy" },
+    );
+    atEnd(() => client.close());
+    expect(await failure(client.listApps({}, within(5000)))).toMatchObject({
+      code: "INVALID_ARGUMENT",
+      reason: "REQUEST_MALFORMED",
+    });
+  });
+
+  test("of a token that cannot be sent does not quote it", async () => {
+    const { gateway } = await startTestServer({ definition });
+    const error = await failure((async () => gateway.forward(request, { ...within(5000), token: "s3cret\n" }))());
+    expect(error).toMatchObject({ code: "UNAUTHENTICATED", reason: "TOKEN_INVALID" });
+    expect(`${error.stack} ${error.cause}`).not.toContain("s3cret");
+  });
+
+  test("whose text holds half a character crosses all the same", async () => {
+    const refuse = async () => {
+      throw new StatusError("FAILED_PRECONDITION", "REFUSED", "The provider says \ud800.");
+    };
+    const { gateway } = await startTestServer({ definition, handlers: { forward: refuse } });
+    expect(await failure(gateway.forward(request, within(2000)))).toMatchObject({
+      reason: "REFUSED",
+      message: "The provider says \ufffd.",
+    });
   });
 
   test("of one field names it", () => {
