@@ -156,7 +156,8 @@ function sealAssociatedData(context: SealContext): Buffer {
   ]);
 }
 
-function wrapAssociatedData({ kekId, dataKeyId, accountId }: WrapContext): Buffer {
+/** What a data key is bound to, as bytes; for KEKs that are elsewhere too. */
+export function wrapAssociatedData({ kekId, dataKeyId, accountId }: WrapContext): Buffer {
   return lengthPrefixed(["deputy-kek", kekId, dataKeyId, accountId]);
 }
 

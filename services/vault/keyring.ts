@@ -20,14 +20,17 @@ export interface DataKeyOwner {
   readonly accountId: string;
 }
 
-/** Where KEKs live: a file, or a service that never gives them out. A KEK that cannot be had is FAILED_PRECONDITION `SEALED`. */
+/** Where KEKs live: a file, or a service that never gives them out. A KEK that cannot be had is FAILED_PRECONDITION `SEALED`, a service that is away UNAVAILABLE `KEK_UNAVAILABLE`. */
 export interface KekProvider {
   /** Wraps under the active KEK. */
   wrap(dataKey: KeyObject, owner: DataKeyOwner): Promise<WrappedDataKey>;
   unwrap(wrapped: WrappedDataKey, owner: DataKeyOwner): Promise<KeyObject>;
   /** Every KEK that this process can unwrap with now. */
   keyIds(): Promise<{ readonly active: string; readonly all: readonly string[] }>;
-  /** Whether wrapping and unwrapping would work now; the message is for the operator's log and holds no secret. */
+  /**
+   * Whether wrapping and unwrapping would work now; the message is for the operator's log and holds no secret. Rejects
+   * with UNAVAILABLE `KEK_UNAVAILABLE` when that cannot be told, because a remote service is away.
+   */
   health(): Promise<{ readonly kind: "ready" } | { readonly kind: "sealed"; readonly message: string }>;
 }
 

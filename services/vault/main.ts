@@ -15,7 +15,7 @@ import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
 import { dataKeys } from "./data-keys.ts";
 import { startJobs } from "./jobs.ts";
-import { fileKeyring } from "./keyring.ts";
+import { kekSettings, openKekProvider } from "./kek-provider.ts";
 import { createRefresher } from "./refresh.ts";
 import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
@@ -34,7 +34,7 @@ const config = readConfig({
   },
   DEPUTY_DATABASE_URL: { kind: "url", help: "The vault's database, as its runtime role, without the password." },
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "That role's password." },
-  DEPUTY_KEYRING_FILE: { kind: "path", help: "The keyring of key-encryption keys, mode 0400." },
+  ...kekSettings,
 });
 
 const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
@@ -51,8 +51,9 @@ const database = {
 };
 const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production });
 const db = openVaultDatabase({ ...database, maxConnections: 10 });
-const keyring = fileKeyring({ path: config.DEPUTY_KEYRING_FILE });
-const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }));
+const now = () => performance.now();
+const keks = await openKekProvider(config, { now });
+const secrets = secretsOver(dataKeys({ provider: keks.provider, now }));
 const egress = openEgress(outgoing);
 const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
@@ -63,7 +64,7 @@ const account = createClient(AccountServiceDefinition, {
   tls,
   service: "account",
 });
-const sealState = await watchSealState({ db, provider: keyring, log, intervalMs: 5_000 });
+const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
 const server = await startServer({
   definition: CredentialVaultDefinition,
   handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState),
@@ -88,5 +89,6 @@ stopInOrder(
   egress.close,
   locks.end,
   account.close,
+  () => keks.close(),
   () => db.destroy(),
 );

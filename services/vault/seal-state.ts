@@ -55,7 +55,12 @@ export async function watchSealState(options: {
   const check = async () => look(await countDataKeys(db));
   const recheck = async () => (isOpen && stored ? look(stored) : check());
 
-  await check();
+  // A key service that is away says nothing of the keys. Who was open stays so; who starts waits for it, sealed.
+  await check().catch((error: unknown) => {
+    if (!isKekUnavailable(error)) throw error;
+    isOpen = false;
+    log.warn({ err: error }, "the keys cannot be checked yet: the vault stays sealed until they can");
+  });
   const timer = setInterval(() => {
     // A database that cannot be reached says nothing of the keys; calls fail by themselves meanwhile.
     recheck().catch((error: unknown) => log.warn({ err: error }, "the keys could not be checked"));
@@ -77,6 +82,10 @@ export async function watchSealState(options: {
     },
     stop: () => clearInterval(timer),
   };
+}
+
+function isKekUnavailable(error: unknown): boolean {
+  return error instanceof StatusError && error.reason === "KEK_UNAVAILABLE";
 }
 
 async function readKeyState(dataKeysByKek: ReadonlyMap<string, bigint>, provider: KekProvider): Promise<KeyState> {

@@ -23,6 +23,8 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   yaml: ["libs/catalog.ts"],
   jose: ["libs/access-tokens.ts", "services/account/"],
   oauth4webapi: ["services/vault/"],
+  "@aws-sdk/client-kms": ["services/vault/kek-aws.ts"],
+  "@google-cloud/kms": ["services/vault/kek-gcp.ts"],
   fastify: ["services/gateway/"],
   eta: ["services/gateway/"],
   "node:http": [],
