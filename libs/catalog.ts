@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse } from "yaml";
 import { z } from "zod";
-import type { FieldViolation } from "./errors.ts";
+import { type FieldViolation, notFound } from "./errors.ts";
 
 const name = z.string().regex(/^[a-z][a-z0-9_]{0,99}$/, "must be lower-case letters, digits and _");
 const endpointUrl = z.url({ protocol: /^https$/ });
@@ -106,6 +106,13 @@ export function loadCatalog(directory: string, { production }: { production: boo
     return result.data;
   });
   return new Map(apps.filter((entry) => !(production && entry.development)).map((entry) => [entry.slug, entry]));
+}
+
+/** The app with this slug. */
+export function getApp(catalog: Catalog, slug: string): CatalogApp {
+  const found = catalog.get(slug);
+  if (found === undefined) throw notFound("app");
+  return found;
 }
 
 /** What is wrong with values for an app's custom fields. Names fields, repeats no value. */

@@ -61,9 +61,13 @@ export class StatusError extends Error {
 
 /** INVALID_ARGUMENT for one field: the message names it. */
 export function invalidField(field: string, description: string): StatusError {
-  return new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", `${field}: ${description}`, {
-    violations: [{ field, description }],
-  });
+  return invalidFields([{ field, description }]);
+}
+
+/** INVALID_ARGUMENT for several fields: the message names each. */
+export function invalidFields(violations: readonly FieldViolation[]): StatusError {
+  const message = violations.map(({ field, description }) => `${field}: ${description}`).join("; ");
+  return new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", message, { violations });
 }
 
 /** NOT_FOUND with the same text for what is absent and what belongs to somebody else. */

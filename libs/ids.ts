@@ -1,6 +1,6 @@
 // Ids and random texts. An id is a prefix that names its kind and 22 letters and digits: 131 bits, so it can be neither
 // guessed nor made twice.
-import { createHash, randomBytes } from "node:crypto";
+import { createHash, randomBytes, randomUUID } from "node:crypto";
 
 const alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -20,6 +20,11 @@ export function newId(prefix: IdPrefix): string {
 /** A random text of 256 bits, base64url: states, client secrets. */
 export function randomText(): string {
   return randomBytes(32).toString("base64url");
+}
+
+/** The caller's request id when it is a sound one, else a new one. It is logged and passed on, so not any text will do. */
+export function soundRequestId(given: unknown): string {
+  return typeof given === "string" && /^[\w.:-]{8,100}$/.test(given) ? given : randomUUID();
 }
 
 /** SHA-256, by which secrets of 128 bits and more are stored and looked up. */

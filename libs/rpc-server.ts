@@ -1,7 +1,6 @@
 // Serves a service definition. What all methods share stands here once, in this order: who calls, the callers table, the
 // deadline, the contract's rules, what the token is bound to, the handler, the errors, the log line. Health checks and
 // reflection are attached to the same server.
-import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import tls from "node:tls";
 import * as grpc from "@grpc/grpc-js";
@@ -10,6 +9,7 @@ import { HealthImplementation } from "grpc-health-check";
 import { admit, bindToToken, type CallersTable, checkCallersTable, type TokenIdentity } from "./callers.ts";
 import { type CallsAtWork, callsAtWork, within } from "./calls-at-work.ts";
 import { StatusError, statusCodes } from "./errors.ts";
+import { soundRequestId } from "./ids.ts";
 import type { Logger } from "./log.ts";
 import {
   type Call,
@@ -195,7 +195,7 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
     const along = {
       deadlineMs: deadlineOf(stream),
       signal: cancellation.signal,
-      requestId: requestIdOf(stream.metadata),
+      requestId: soundRequestId(stream.metadata.get("x-request-id")[0]),
     };
     let caller: Call["caller"] = {};
     try {
@@ -261,12 +261,6 @@ function bearerOf(metadata: grpc.Metadata): string | undefined {
     throw new StatusError("UNAUTHENTICATED", "TOKEN_INVALID", "The authorization metadata is not `Bearer <token>`.");
   }
   return token;
-}
-
-/** The caller's request id when it is a sound one, else a new one. */
-function requestIdOf(metadata: grpc.Metadata): string {
-  const given = String(metadata.get("x-request-id")[0] ?? "");
-  return /^[\w.:-]{8,100}$/.test(given) ? given : randomUUID();
 }
 
 function deadlineOf(stream: ServerCall): number {

@@ -1,4 +1,5 @@
 // The settings that services have in common, to be spread into the table on top of a main.ts, and what they are read into.
+import { parseCidrs } from "./addresses.ts";
 import type { Config } from "./config.ts";
 import type { EgressOptions } from "./egress.ts";
 import type { TlsIdentity } from "./rpc.ts";
@@ -28,7 +29,28 @@ export const egressSettings = {
     default: "",
     help: "Development only: host:port of upstreams that may be on loopback.",
   },
+  DEPUTY_EGRESS_PRIVATE_CIDRS: {
+    kind: "list",
+    default: "",
+    help: "Private ranges, as 10.1.0.0/16, that names of upstreams may lead to; never loopback, link-local or metadata.",
+  },
   DEPUTY_EGRESS_CA_FILE: { kind: "file", default: "", help: "Authorities trusted beside the system's, PEM." },
+} as const;
+
+/** Where a service finds the others. */
+export const accountAddress = {
+  DEPUTY_ACCOUNT_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "Where the account service is." },
+} as const;
+export const vaultAddress = {
+  DEPUTY_VAULT_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "Where the vault is." },
+} as const;
+export const gatewayUrl = {
+  DEPUTY_GATEWAY_URL: { kind: "url", default: "http://127.0.0.1:7400", help: "Where browsers reach the gateway." },
+} as const;
+
+/** For services that know the apps. */
+export const catalogDirectory = {
+  DEPUTY_CATALOG_DIRECTORY: { kind: "path", default: "catalog", help: "Folder of the apps, one YAML file each." },
 } as const;
 
 /** The process's own certificate and those that it trusts. */
@@ -41,7 +63,7 @@ export function tlsIdentity(config: Config<typeof serviceSettings>): TlsIdentity
   };
 }
 
-/** How requests leave. Throws when production mode is asked for test targets. */
+/** How requests leave. Throws for a faulty range, and when production mode is asked for test targets. */
 export function egressOptions(
   config: Config<typeof serviceSettings & typeof egressSettings>,
 ): EgressOptions & { readonly exemptTargets: readonly string[] } {
@@ -49,6 +71,16 @@ export function egressOptions(
   if (exemptTargets.length > 0 && !config.DEPUTY_DEVELOPMENT) {
     throw new Error("DEPUTY_EGRESS_TEST_ALLOW is for development: leave it out, or set DEPUTY_DEVELOPMENT=true.");
   }
+  const allowedPrivateCidrs = config.DEPUTY_EGRESS_PRIVATE_CIDRS;
+  checkCidrs("DEPUTY_EGRESS_PRIVATE_CIDRS", allowedPrivateCidrs);
   const extraCa = config.DEPUTY_EGRESS_CA_FILE;
-  return { exemptTargets, ...(extraCa !== "" && { extraCa }) };
+  return { exemptTargets, allowedPrivateCidrs, ...(extraCa !== "" && { extraCa }) };
+}
+
+function checkCidrs(name: string, ranges: readonly string[]): void {
+  try {
+    parseCidrs(ranges);
+  } catch (error) {
+    throw new Error(`${name}: ${(error as Error).message}`, { cause: error });
+  }
 }

@@ -2,7 +2,7 @@
 // language can read, holding ErrorInfo (reason), BadRequest (fields) and RequestInfo (request id).
 import { BadRequest, ErrorInfo, RequestInfo } from "#proto/google/rpc/error_details.ts";
 import { Status } from "#proto/google/rpc/status.ts";
-import { type StatusCode, StatusError, statusCodes } from "./errors.ts";
+import { type FieldViolation, type StatusCode, StatusError, statusCodes } from "./errors.ts";
 
 /** Name of the trailer. */
 export const detailsTrailer = "grpc-status-details-bin";
@@ -42,10 +42,14 @@ export function decodeStatus(code: number, message: string, details: Buffer | un
   const name = codeNames.get(code) ?? "UNKNOWN";
   let reason: string = name;
   let metadata: Record<string, string> = {};
-  let violations: { field: string; description: string }[] = [];
+  let violations: readonly FieldViolation[] = [];
   for (const { typeUrl, value } of details === undefined ? [] : Status.decode(details).details) {
     if (typeUrl === `${typePrefix}ErrorInfo`) ({ reason, metadata } = ErrorInfo.decode(value));
-    if (typeUrl === `${typePrefix}BadRequest`) violations = BadRequest.decode(value).fieldViolations;
+    if (typeUrl === `${typePrefix}BadRequest`) {
+      // The standard message has more members than we fill in; what is not ours stays here.
+      const { fieldViolations } = BadRequest.decode(value);
+      violations = fieldViolations.map(({ field, description }) => ({ field, description }));
+    }
   }
   return new StatusError(name, reason, message, { metadata, violations });
 }

@@ -5,7 +5,7 @@ import { readFileSync } from "node:fs";
 import { createFileRegistry, type DescMessage, fromBinary, type Message, toBinary } from "@bufbuild/protobuf";
 import { FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import { createValidator } from "@bufbuild/protovalidate";
-import { type FieldViolation, StatusError } from "./errors.ts";
+import { invalidFields, StatusError } from "./errors.ts";
 
 // The contract as `npm run generate` wrote it: a serialized google.protobuf.FileDescriptorSet.
 const descriptorSet = fromBinary(
@@ -33,11 +33,9 @@ export function validationOf(service: string, method: string): Validate {
     if (result.kind === "valid") return;
     if (result.kind === "error")
       throw new Error(`the rules of ${schema.typeName} cannot be evaluated`, { cause: result.error });
-    const violations = result.violations.map(
-      ({ field, message }): FieldViolation => ({ field: fieldPath(field), description: message }),
+    throw invalidFields(
+      result.violations.map(({ field, message }) => ({ field: fieldPath(field), description: message })),
     );
-    const text = violations.map(({ field, description }) => `${field}: ${description}`).join("; ");
-    throw new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", text, { violations });
   };
   warmUp(validate);
   return validate;

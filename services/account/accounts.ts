@@ -5,7 +5,7 @@
 // has confirmed). It never goes back, and REVOKING is no dead end: whoever revokes again takes it up.
 import { sql } from "kysely";
 import { notFound, StatusError } from "#libs/errors.ts";
-import { type Page, type PageOf, pageOf } from "./pages.ts";
+import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 /** Whose accounts: an empty user means any. */
@@ -17,16 +17,17 @@ export interface AccountScope {
 
 /** Which of them; what is empty or not given lets all through. */
 export interface AccountFilter extends AccountScope {
+  readonly accountId?: string;
   readonly appSlug?: string;
   readonly oauthAppId?: string;
   readonly health?: AccountRow["health"];
 }
 
 /** What a new account is made of. */
-export type NewAccount = Omit<AccountRow, "state" | "health" | "error" | "create_time" | "update_time" | "revoke_time">;
+export type NewAccount = Omit<AccountRow, "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime">;
 
 export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
-  const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", create_time: time, update_time: time } as const;
+  const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", createTime: time, updateTime: time } as const;
   return db
     .insertInto("accounts")
     .values({ ...account, ...fresh })
@@ -39,18 +40,18 @@ export async function getAnyAccount(db: AccountDatabase, scope: AccountScope, id
   const row = await db
     .selectFrom("accounts")
     .selectAll()
-    .where("project_id", "=", scope.projectId)
+    .where("projectId", "=", scope.projectId)
     .where("id", "=", id)
     .executeTakeFirst();
   if (row === undefined || row.environment !== scope.environment) throw notFound("account");
-  if (scope.externalUserId !== "" && row.external_user_id !== scope.externalUserId) throw notFound("account");
+  if (scope.externalUserId !== "" && row.externalUserId !== scope.externalUserId) throw notFound("account");
   return row;
 }
 
 /** The account when it can be used; FAILED_PRECONDITION `ACCOUNT_REVOKED` when it could be once. */
 export async function getAccount(db: AccountDatabase, scope: AccountScope, id: string): Promise<AccountRow> {
   const row = await getAnyAccount(db, scope, id);
-  if (row.revoke_time !== null) throw accountRevoked(row.revoke_time);
+  if (row.revokeTime !== null) throw accountRevoked(row.revokeTime);
   return row;
 }
 
@@ -63,15 +64,15 @@ export function accountRevoked(time: Date): StatusError {
 /** Notes that the account's credential was replaced. Undefined when it was revoked meanwhile. */
 export async function updateReconnectedAccount(
   db: AccountDatabase,
-  account: Pick<NewAccount, "project_id" | "id" | "name" | "oauth_app_id" | "authorized_scopes">,
+  account: Pick<NewAccount, "projectId" | "id" | "name" | "oauthAppId" | "authorizedScopes">,
   time: Date,
 ): Promise<AccountRow | undefined> {
-  const { project_id, id, name, oauth_app_id, authorized_scopes } = account;
+  const { projectId, id, name, oauthAppId, authorizedScopes } = account;
   return db
     .updateTable("accounts")
-    .set({ oauth_app_id, authorized_scopes, health: "HEALTHY", error: "", update_time: time })
+    .set({ oauthAppId, authorizedScopes, health: "HEALTHY", error: "", updateTime: time })
     .$if(name !== "", (update) => update.set({ name }))
-    .where("project_id", "=", project_id)
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
     .where("state", "=", "ACTIVE")
     .returningAll()
@@ -85,13 +86,12 @@ export async function listAccounts(
   page: Page,
 ): Promise<PageOf<AccountRow>> {
   const matching = unrevoked(db, filter).where("state", "=", "ACTIVE");
-  let rows = matching
+  const rows = matching
     .selectAll()
-    .orderBy("create_time")
+    .where(isAfter(page.after))
+    .orderBy("createTime")
     .orderBy("id")
     .limit(page.size + 1);
-  const { after } = page;
-  if (after) rows = rows.where((w) => w(w.refTuple("create_time", "id"), ">", w.tuple(after.createTime, after.id)));
   const count = matching.select((select) => select.fn.countAll<bigint>().as("count"));
   const [found, { count: total }] = await Promise.all([rows.execute(), count.executeTakeFirstOrThrow()]);
   return pageOf(found, page.size, Number(total));
@@ -109,20 +109,23 @@ export async function listUnrevoked(
   filter: AccountFilter,
   page: Page,
 ): Promise<readonly AccountRow[]> {
-  let rows = unrevoked(db, filter).selectAll().orderBy("create_time").orderBy("id").limit(page.size);
-  const { after } = page;
-  if (after) rows = rows.where((w) => w(w.refTuple("create_time", "id"), ">", w.tuple(after.createTime, after.id)));
-  return rows.execute();
+  return unrevoked(db, filter)
+    .selectAll()
+    .where(isAfter(page.after))
+    .orderBy("createTime")
+    .orderBy("id")
+    .limit(page.size)
+    .execute();
 }
 
-/** Begins the revocation of the next accounts, oldest first: from this statement on they are refused. */
+/** Begins the revocation of the next accounts, oldest first, or takes it up again: from here on they are refused. */
 export async function claimForRevocation(
   db: AccountDatabase,
   filter: AccountFilter,
   limit: number,
   time: Date,
 ): Promise<readonly AccountRow[]> {
-  const next = unrevoked(db, filter).select("id").orderBy("create_time").orderBy("id").limit(limit).forUpdate();
+  const next = unrevoked(db, filter).select("id").orderBy("createTime").orderBy("id").limit(limit).forUpdate();
   return db
     .with(
       (cte) => cte("next").materialized(),
@@ -132,27 +135,12 @@ export async function claimForRevocation(
     .from("next")
     .set((set) => ({
       state: "REVOKING",
-      update_time: time,
-      revoke_time: set.fn.coalesce("revoke_time", set.val(time)),
+      updateTime: time,
+      revokeTime: set.fn.coalesce("revokeTime", set.val(time)),
     }))
-    .where("accounts.project_id", "=", filter.projectId)
+    .where("accounts.projectId", "=", filter.projectId)
     .whereRef("accounts.id", "=", "next.id")
     .returningAll("accounts")
-    .execute();
-}
-
-/** Begins the revocation of one account, or takes it up again. */
-export async function claimOneForRevocation(
-  db: AccountDatabase,
-  { project_id, id }: Pick<AccountRow, "project_id" | "id">,
-  time: Date,
-): Promise<void> {
-  await db
-    .updateTable("accounts")
-    .set({ state: "REVOKING", update_time: time, revoke_time: time })
-    .where("project_id", "=", project_id)
-    .where("id", "=", id)
-    .where("state", "=", "ACTIVE")
     .execute();
 }
 
@@ -165,8 +153,8 @@ export async function finishRevocation(
 ): Promise<void> {
   await db
     .updateTable("accounts")
-    .set({ state: "REVOKED", update_time: time })
-    .where("project_id", "=", projectId)
+    .set({ state: "REVOKED", updateTime: time })
+    .where("projectId", "=", projectId)
     .where("id", "=", sql<string>`any(${ids})`)
     .where("state", "=", "REVOKING")
     .execute();
@@ -176,12 +164,13 @@ export async function finishRevocation(
 function unrevoked(db: AccountDatabase, filter: AccountFilter) {
   let rows = db
     .selectFrom("accounts")
-    .where("project_id", "=", filter.projectId)
+    .where("projectId", "=", filter.projectId)
     .where("environment", "=", filter.environment as AccountRow["environment"])
     .where("state", "<>", sql.lit("REVOKED"));
-  if (filter.externalUserId !== "") rows = rows.where("external_user_id", "=", filter.externalUserId);
-  if (filter.appSlug) rows = rows.where("app_slug", "=", filter.appSlug);
-  if (filter.oauthAppId) rows = rows.where("oauth_app_id", "=", filter.oauthAppId);
+  if (filter.externalUserId !== "") rows = rows.where("externalUserId", "=", filter.externalUserId);
+  if (filter.accountId) rows = rows.where("id", "=", filter.accountId);
+  if (filter.appSlug) rows = rows.where("appSlug", "=", filter.appSlug);
+  if (filter.oauthAppId) rows = rows.where("oauthAppId", "=", filter.oauthAppId);
   if (filter.health) rows = rows.where("health", "=", filter.health);
   return rows;
 }

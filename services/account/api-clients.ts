@@ -7,11 +7,11 @@ import type { AccountDatabase, ApiClientRow } from "./schema.ts";
 
 export async function insertApiClient(
   db: AccountDatabase,
-  client: Pick<ApiClientRow, "project_id" | "name" | "scopes" | "secret_digest">,
+  client: Pick<ApiClientRow, "projectId" | "name" | "scopes" | "secretDigest">,
   time: Date,
 ): Promise<ApiClientRow> {
-  const row = { ...client, id: newId("cli"), create_time: time };
-  return db.insertInto("api_clients").values(row).returningAll().executeTakeFirstOrThrow();
+  const row = { ...client, id: newId("cli"), createTime: time };
+  return db.insertInto("apiClients").values(row).returningAll().executeTakeFirstOrThrow();
 }
 
 /**
@@ -24,11 +24,11 @@ export async function authenticateApiClient(
   secret: string,
   time: Date,
 ): Promise<ApiClientRow> {
-  const client = await db.selectFrom("api_clients").selectAll().where("id", "=", id).executeTakeFirst();
+  const client = await db.selectFrom("apiClients").selectAll().where("id", "=", id).executeTakeFirst();
   const given = digest(secret);
-  const isPresent = timingSafeEqual(given, client?.secret_digest ?? nobodysDigest);
-  const isPrevious = timingSafeEqual(given, client?.previous_secret_digest ?? nobodysDigest);
-  const previousLives = (client?.previous_secret_expire_time ?? time) > time;
+  const isPresent = timingSafeEqual(given, client?.secretDigest ?? nobodysDigest);
+  const isPrevious = timingSafeEqual(given, client?.previousSecretDigest ?? nobodysDigest);
+  const previousLives = (client?.previousSecretExpireTime ?? time) > time;
   if (client !== undefined && (isPresent || (isPrevious && previousLives))) return client;
   throw new StatusError("UNAUTHENTICATED", "CLIENT_INVALID", "The client credentials are not valid.");
 }

@@ -1,16 +1,15 @@
 // Which app, which OAuth app and which scopes a connection is made with, judged by the catalog, the request and the connect
 // token that the request came with.
-import { type Catalog, type CatalogApp, fieldFaults } from "#libs/catalog.ts";
-import { invalidField, notFound, StatusError } from "#libs/errors.ts";
+import { type Catalog, type CatalogApp, fieldFaults, getApp } from "#libs/catalog.ts";
+import { invalidField, invalidFields } from "#libs/errors.ts";
 import { digest } from "#libs/ids.ts";
 import { expandBaseUrl } from "#libs/templates.ts";
 import type { ConnectTokenRow, OauthAppRow } from "./schema.ts";
 
-/** The app with this slug or id. */
-export function getApp(catalog: Catalog, slugOrId: string): CatalogApp {
-  const app = catalog.get(slugOrId) ?? [...catalog.values()].find((entry) => appId(entry) === slugOrId);
-  if (app === undefined) throw notFound("app");
-  return app;
+/** The app that a request names: by its slug, or by its id. */
+export function getNamedApp(catalog: Catalog, slugOrId: string): CatalogApp {
+  const byId = catalog.has(slugOrId) ? undefined : [...catalog.values()].find((app) => appId(app) === slugOrId);
+  return byId ?? getApp(catalog, slugOrId);
 }
 
 /** The id of a catalog entry follows from its slug: the catalog needs no table of ids, and every process has the same. */
@@ -22,19 +21,19 @@ export function appId(app: CatalogApp): string {
 export function chooseApp(
   catalog: Catalog,
   asked: string,
-  token: Pick<ConnectTokenRow, "app_slug"> | undefined,
+  token: Pick<ConnectTokenRow, "appSlug"> | undefined,
 ): CatalogApp {
-  const bound = token?.app_slug ?? "";
+  const bound = token?.appSlug ?? "";
   if (asked === "" && bound === "") throw invalidField("app_slug", "is required");
-  const app = getApp(catalog, asked || bound);
+  const app = getNamedApp(catalog, asked || bound);
   if (bound !== "" && app.slug !== bound)
     throw invalidField("app_slug", "is not the app that the connect token is for");
   return app;
 }
 
 /** The id of the OAuth app asked for, else the connect token's; empty when neither names one. */
-export function chooseOauthAppId(asked: string, token: Pick<ConnectTokenRow, "oauth_app_id"> | undefined): string {
-  const bound = token?.oauth_app_id ?? "";
+export function chooseOauthAppId(asked: string, token: Pick<ConnectTokenRow, "oauthAppId"> | undefined): string {
+  const bound = token?.oauthAppId ?? "";
   if (asked !== "" && bound !== "" && asked !== bound) {
     throw invalidField("oauth_app_id", "is not the OAuth app that the connect token is for");
   }
@@ -48,7 +47,7 @@ export function chooseScopes(app: CatalogApp, oauthApp: OauthAppRow, profileName
     throw invalidField("scope_profile", `is not one of this app: ${scopeProfileNames(app)}`);
   }
   const own = oauthApp.scopes.length > 0 ? oauthApp.scopes : (app.oauth2?.scopes ?? []);
-  return [...new Set([...(profile?.scopes ?? own), ...oauthApp.additional_scopes])];
+  return [...new Set([...(profile?.scopes ?? own), ...oauthApp.additionalScopes])];
 }
 
 function scopeProfileNames(app: CatalogApp): string {
@@ -68,10 +67,7 @@ export function completeFields(
       ? { field: `fields.${field}`, description }
       : { field: "fields", description: "has a name that is not a field of this app" },
   );
-  if (violations.length > 0) {
-    const text = violations.map(({ field, description }) => `${field}: ${description}`).join("; ");
-    throw new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", text, { violations });
-  }
+  if (violations.length > 0) throw invalidFields(violations);
   const complete = fields.map(({ name, default: value }) => [name, values[name] || value] as const);
   return Object.fromEntries(complete.filter(([, value]) => value !== ""));
 }

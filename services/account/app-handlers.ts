@@ -3,7 +3,7 @@ import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import { type App, AppOrder, type ListAppsRequest } from "#proto/deputy/account/v1/apps.ts";
-import { getApp } from "./app-choice.ts";
+import { getNamedApp } from "./app-choice.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { appMessage, oauthAppMessage } from "./messages.ts";
 import { getOauthApp, insertOauthApp, listOauthApps } from "./oauth-apps.ts";
@@ -24,14 +24,14 @@ export function appHandlers(
 ): HandlerGroup<Methods> {
   return {
     async getApp({ appSlug }) {
-      return { app: appMessage(getApp(catalog, appSlug)) };
+      return { app: appMessage(getNamedApp(catalog, appSlug)) };
     },
     async listApps(request) {
       return pageOfApps(catalog, request);
     },
     async createOauthApp(request, call) {
       const { projectId, clientId, clientSecret, name, description, scopes, additionalScopes } = request;
-      const app = getApp(catalog, request.appSlug);
+      const app = getNamedApp(catalog, request.appSlug);
       if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth");
       await getProject(db, projectId);
       const oauthAppId = newId("oa");
@@ -39,16 +39,16 @@ export function appHandlers(
       await vault.putOauthClient({ projectId, oauthAppId, appSlug: app.slug, clientId, clientSecrets }, ownRight(call));
       const time = new Date(now());
       const row = await insertOauthApp(db, {
-        project_id: projectId,
+        projectId,
         id: oauthAppId,
-        app_slug: app.slug,
-        client_id: clientId,
+        appSlug: app.slug,
+        clientId,
         name,
         description,
         scopes,
-        additional_scopes: additionalScopes,
-        create_time: time,
-        update_time: time,
+        additionalScopes,
+        createTime: time,
+        updateTime: time,
       });
       return { oauthApp: oauthAppMessage(row, redirectUri) };
     },
@@ -57,7 +57,7 @@ export function appHandlers(
     },
     async listOauthApps(request) {
       const { projectId, query } = request;
-      const appSlug = request.appSlug === "" ? "" : getApp(catalog, request.appSlug).slug;
+      const appSlug = request.appSlug === "" ? "" : getNamedApp(catalog, request.appSlug).slug;
       const page = await listOauthApps(db, { projectId, appSlug, query }, requestedPage(request));
       const { nextPageToken, totalSize } = page;
       return { oauthApps: page.rows.map((row) => oauthAppMessage(row, redirectUri)), nextPageToken, totalSize };

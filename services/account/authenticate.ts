@@ -24,10 +24,10 @@ export function authenticator(
 export function connectTokenIdentity(row: ConnectTokenRow): TokenIdentity {
   return {
     subject: row.id,
-    projectId: row.project_id,
+    projectId: row.projectId,
     environment: row.environment,
-    externalUserId: row.external_user_id,
+    externalUserId: row.externalUserId,
     scopes: row.scopes,
-    expireMs: row.expire_time.getTime(),
+    expireMs: row.expireTime.getTime(),
   };
 }

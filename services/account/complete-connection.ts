@@ -33,7 +33,7 @@ export function completeConnectionHandler(
   now: () => number,
 ): HandlerGroup<"completeConnection"> {
   async function complete(connection: ConnectionRow, request: CompleteConnectionRequest, call: Call) {
-    const token = { project_id: connection.project_id, id: connection.connect_token_id };
+    const token = { projectId: connection.projectId, id: connection.connectTokenId };
     if (!(await claimConnectToken(db, token, connection.id))) return fail(connection, invalidConnectToken().message);
     const outcome = await authorize(request, call);
     if (outcome.kind === "refused") {
@@ -62,29 +62,23 @@ export function completeConnectionHandler(
       return endConnection(tx, connection, account === undefined ? "The account was revoked meanwhile." : undefined);
     });
     if (ended?.state === "FAILED") {
-      const { project_id: projectId, environment, account_id } = connection;
-      await vault.destroyCredentials({ projectId, environment, accountIds: [account_id] }, afterwards(call));
+      const { projectId, environment, accountId } = connection;
+      await vault.destroyCredentials({ projectId, environment, accountIds: [accountId] }, afterwards(call));
     }
-    return ended ?? (await getConnectionByState(db, connection.state_digest));
+    return ended ?? (await getConnectionByState(db, connection.stateDigest));
   }
 
   /** Ends the connection as FAILED, or gives the end that it has. */
   async function fail(connection: ConnectionRow, message: string): Promise<ConnectionRow> {
-    return (await endConnection(db, connection, message)) ?? (await getConnectionByState(db, connection.state_digest));
+    return (await endConnection(db, connection, message)) ?? (await getConnectionByState(db, connection.stateDigest));
   }
 
   /** Undefined when the account to be reconnected was revoked. */
   async function saveAccount(tx: AccountDatabase, connection: ConnectionRow, response: CompleteAuthorizationResponse) {
-    const account = {
-      project_id: connection.project_id,
-      id: connection.account_id,
-      environment: connection.environment,
-      external_user_id: connection.external_user_id,
-      app_slug: connection.app_slug,
-      oauth_app_id: connection.oauth_app_id,
-      name: response.identityName,
-      authorized_scopes: response.credential?.scopes ?? [],
-    };
+    const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId } = connection;
+    const { identityName: name, credential } = response;
+    const whose = { projectId, id, environment, externalUserId, appSlug, oauthAppId };
+    const account = { ...whose, name, authorizedScopes: credential?.scopes ?? [] };
     const time = new Date(now());
     return connection.reconnects
       ? await updateReconnectedAccount(tx, account, time)
@@ -94,10 +88,10 @@ export function completeConnectionHandler(
   return {
     async completeConnection(request, call) {
       const found = await getConnectionByState(db, digest(request.state));
-      if (!timingSafeEqual(found.browser_binding_digest, digest(request.browserBinding))) throw otherBrowser();
+      if (!timingSafeEqual(found.browserBindingDigest, digest(request.browserBinding))) throw otherBrowser();
       const connection = found.state === "PENDING" ? await complete(found, request, call) : found;
-      const token = await getConnectToken(db, connection.project_id, connection.connect_token_id);
-      const redirectUri = connection.state === "SUCCEEDED" ? token.success_redirect_uri : token.error_redirect_uri;
+      const token = await getConnectToken(db, connection.projectId, connection.connectTokenId);
+      const redirectUri = connection.state === "SUCCEEDED" ? token.successRedirectUri : token.errorRedirectUri;
       return { connection: connectionMessage(connection), redirectUri };
     },
   };

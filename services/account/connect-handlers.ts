@@ -6,7 +6,7 @@ import type { CreateConnectTokenRequest, ValidateConnectTokenRequest } from "#pr
 import { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { getAccount } from "./accounts.ts";
-import { chooseApp, chooseOauthAppId, getApp } from "./app-choice.ts";
+import { chooseApp, chooseOauthAppId, getNamedApp } from "./app-choice.ts";
 import { findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
 import { getConnection } from "./connections.ts";
 import type { HandlerGroup } from "./handler-group.ts";
@@ -25,23 +25,18 @@ export function connectHandlers(
 ): HandlerGroup<"createConnectToken" | "validateConnectToken" | "getConnection"> {
   /** The slug of the app that the token names, and a check that its OAuth app goes with it. */
   async function boundApp({ projectId, appSlug, oauthAppId }: CreateConnectTokenRequest): Promise<string> {
-    const app = appSlug === "" ? undefined : getApp(catalog, appSlug);
+    const app = appSlug === "" ? undefined : getNamedApp(catalog, appSlug);
     if (oauthAppId === "") return app?.slug ?? "";
     if (app !== undefined) await chooseOauthApp(db, projectId, app.slug, oauthAppId);
-    return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).app_slug;
+    return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).appSlug;
   }
 
   /** The app that a token is asked about: named, or known by the account to be reconnected. */
   async function appInQuestion(request: ValidateConnectTokenRequest, token: ConnectTokenRow): Promise<CatalogApp> {
     if (request.accountId === "") return chooseApp(catalog, request.appSlug, token);
-    const scope = {
-      projectId: token.project_id,
-      environment: token.environment,
-      externalUserId: token.external_user_id,
-    };
-    const { app_slug } = await getAccount(db, scope, request.accountId);
-    const app = chooseApp(catalog, app_slug, token);
-    if (request.appSlug !== "" && getApp(catalog, request.appSlug) !== app) {
+    const { appSlug } = await getAccount(db, token, request.accountId);
+    const app = chooseApp(catalog, appSlug, token);
+    if (request.appSlug !== "" && getNamedApp(catalog, request.appSlug) !== app) {
       throw invalidField("app_slug", "is not the app of the account");
     }
     return app;
@@ -52,7 +47,7 @@ export function connectHandlers(
     const app = await appInQuestion(request, token);
     if (app.auth !== "oauth2") return { app: appMessage(app), oauthAppId: "" };
     const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
-    const oauthApp = await chooseOauthApp(db, token.project_id, app.slug, oauthAppId);
+    const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
     return { app: appMessage(app), oauthAppId: oauthApp.id };
   }
 
@@ -67,21 +62,21 @@ export function connectHandlers(
       const timeMs = now();
       const lifetimeMs = (request.lifetimeSeconds || maxLifetimeSeconds) * 1000;
       const token = {
-        project_id: projectId,
+        projectId,
         environment: request.environment as EnvironmentNumber,
-        external_user_id: externalUserId,
+        externalUserId,
         scopes: requestedScopes("scope", request.scope, ["connect:*"]),
-        allowed_origins: request.allowedOrigins,
-        success_redirect_uri: request.successRedirectUri,
-        error_redirect_uri: request.errorRedirectUri,
-        app_slug: appSlug,
-        oauth_app_id: request.oauthAppId,
+        allowedOrigins: request.allowedOrigins,
+        successRedirectUri: request.successRedirectUri,
+        errorRedirectUri: request.errorRedirectUri,
+        appSlug,
+        oauthAppId: request.oauthAppId,
         // Not judged anywhere: an account is made with the scopes that the provider granted, all or a part.
-        allow_progressive_scopes: request.allowProgressiveScopes,
-        create_time: new Date(timeMs),
-        expire_time: new Date(timeMs + lifetimeMs),
+        allowProgressiveScopes: request.allowProgressiveScopes,
+        createTime: new Date(timeMs),
+        expireTime: new Date(timeMs + lifetimeMs),
       };
-      await ensureUser(db, token, token.create_time);
+      await ensureUser(db, token, token.createTime);
       const text = await insertConnectToken(db, token);
       const link = new URL("/_static/connect.html", gatewayUrl);
       link.search = new URLSearchParams({
@@ -89,16 +84,16 @@ export function connectHandlers(
         connectLink: "true",
         ...(appSlug && { app: appSlug }),
       }).toString();
-      return { token: text, expireTime: token.expire_time, connectLinkUrl: link.href };
+      return { token: text, expireTime: token.expireTime, connectLinkUrl: link.href };
     },
 
     async validateConnectToken(request) {
       refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findConnectToken(db, request.connectToken, new Date(now()));
-      if (token === undefined || token.claimed_by !== null) {
+      if (token === undefined || token.claimedBy !== null) {
         return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message });
       }
-      const project = await getProject(db, token.project_id);
+      const project = await getProject(db, token.projectId);
       const verdict = await judge(request, token).then(
         (choice) => ({ valid: true, ...choice }),
         (error) => {
@@ -108,14 +103,14 @@ export function connectHandlers(
       );
       return ValidateConnectTokenResponse.fromPartial({
         ...verdict,
-        projectId: token.project_id,
+        projectId: token.projectId,
         environment: token.environment,
-        externalUserId: token.external_user_id,
-        projectAppName: project.app_name,
-        projectSupportEmail: project.support_email,
-        successRedirectUri: token.success_redirect_uri,
-        errorRedirectUri: token.error_redirect_uri,
-        allowedOrigins: [...token.allowed_origins],
+        externalUserId: token.externalUserId,
+        projectAppName: project.appName,
+        projectSupportEmail: project.supportEmail,
+        successRedirectUri: token.successRedirectUri,
+        errorRedirectUri: token.errorRedirectUri,
+        allowedOrigins: [...token.allowedOrigins],
       });
     },
 

@@ -8,19 +8,20 @@
 // vault refuses for good, so that a user who said no at the provider can try again. When the process dies in between, the
 // claim stays with its connection: reloading the redirect goes on, another attempt needs another token.
 import { randomBytes } from "node:crypto";
+import type { TokenIdentity } from "#libs/callers.ts";
 import { StatusError } from "#libs/errors.ts";
 import { digest, newId } from "#libs/ids.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
 
 /** What a new token is to be. */
-export type NewConnectToken = Omit<ConnectTokenRow, "id" | "token_digest" | "claimed_by">;
+export type NewConnectToken = Omit<ConnectTokenRow, "id" | "tokenDigest" | "claimedBy">;
 
 /** Makes a token and returns its text, which is kept nowhere. */
 export async function insertConnectToken(db: AccountDatabase, token: NewConnectToken): Promise<string> {
   const text = `ctok_${randomBytes(16).toString("hex")}`;
   await db
-    .insertInto("connect_tokens")
-    .values({ ...token, id: newId("cct"), token_digest: digest(text) })
+    .insertInto("connectTokens")
+    .values({ ...token, id: newId("cct"), tokenDigest: digest(text) })
     .execute();
   return text;
 }
@@ -33,35 +34,47 @@ export async function findConnectToken(
 ): Promise<ConnectTokenRow | undefined> {
   if (!/^ctok_[0-9a-f]{32}$/.test(text)) return undefined;
   return db
-    .selectFrom("connect_tokens")
+    .selectFrom("connectTokens")
     .selectAll()
-    .where("token_digest", "=", digest(text))
-    .where("expire_time", ">", time)
+    .where("tokenDigest", "=", digest(text))
+    .where("expireTime", ">", time)
     .executeTakeFirst();
 }
 
 /** The token with this id, whatever has become of it. */
 export async function getConnectToken(db: AccountDatabase, projectId: string, id: string): Promise<ConnectTokenRow> {
   return db
-    .selectFrom("connect_tokens")
+    .selectFrom("connectTokens")
     .selectAll()
-    .where("project_id", "=", projectId)
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
     .executeTakeFirstOrThrow();
+}
+
+/** The unused connect token that the caller came with; undefined for a caller with a right of its own. */
+export async function findUsableConnectToken(
+  db: AccountDatabase,
+  caller: TokenIdentity | undefined,
+  time: Date,
+): Promise<ConnectTokenRow | undefined> {
+  if (caller?.externalUserId === undefined) return undefined;
+  const row = await getConnectToken(db, caller.projectId, caller.subject);
+  if (row.claimedBy !== null || row.expireTime <= time) throw invalidConnectToken();
+  return row;
 }
 
 /** Gives the token's one use to an attempt; false when another has it. A repeat by the same is true. */
 export async function claimConnectToken(
   db: AccountDatabase,
-  { project_id, id }: Pick<ConnectTokenRow, "project_id" | "id">,
+  { projectId, id }: Pick<ConnectTokenRow, "projectId" | "id">,
   attempt: string,
 ): Promise<boolean> {
   const { numUpdatedRows } = await db
-    .updateTable("connect_tokens")
-    .set({ claimed_by: attempt })
-    .where("project_id", "=", project_id)
+    .updateTable("connectTokens")
+    .set({ claimedBy: attempt })
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
-    .where((where) => where.or([where("claimed_by", "is", null), where("claimed_by", "=", attempt)]))
+    .where((where) => where.or([where("claimedBy", "is", null), where("claimedBy", "=", attempt)]))
     .executeTakeFirst();
   return numUpdatedRows === 1n;
 }
@@ -69,15 +82,15 @@ export async function claimConnectToken(
 /** Gives the use back after nothing came of it. */
 export async function releaseConnectToken(
   db: AccountDatabase,
-  { project_id, id }: Pick<ConnectTokenRow, "project_id" | "id">,
+  { projectId, id }: Pick<ConnectTokenRow, "projectId" | "id">,
   attempt: string,
 ): Promise<void> {
   await db
-    .updateTable("connect_tokens")
-    .set({ claimed_by: null })
-    .where("project_id", "=", project_id)
+    .updateTable("connectTokens")
+    .set({ claimedBy: null })
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
-    .where("claimed_by", "=", attempt)
+    .where("claimedBy", "=", attempt)
     .execute();
 }
 

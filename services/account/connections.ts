@@ -22,17 +22,17 @@ export async function getConnection(
   const row = await db
     .selectFrom("connections")
     .selectAll()
-    .where("project_id", "=", key.projectId)
+    .where("projectId", "=", key.projectId)
     .where("id", "=", id)
     .executeTakeFirst();
   if (row === undefined || row.environment !== key.environment) throw notFound("connection");
-  if (key.externalUserId !== "" && row.external_user_id !== key.externalUserId) throw notFound("connection");
+  if (key.externalUserId !== "" && row.externalUserId !== key.externalUserId) throw notFound("connection");
   return row;
 }
 
 /** The connection whose `state` parameter has this digest. */
 export async function getConnectionByState(db: AccountDatabase, stateDigest: Buffer): Promise<ConnectionRow> {
-  const row = await db.selectFrom("connections").selectAll().where("state_digest", "=", stateDigest).executeTakeFirst();
+  const row = await db.selectFrom("connections").selectAll().where("stateDigest", "=", stateDigest).executeTakeFirst();
   if (row === undefined) throw notFound("connection");
   return row;
 }
@@ -40,12 +40,12 @@ export async function getConnectionByState(db: AccountDatabase, stateDigest: Buf
 /** Keeps others from ending the connection until the transaction does; false when it has ended already. */
 export async function lockPendingConnection(
   tx: AccountDatabase,
-  { project_id, id }: Pick<ConnectionRow, "project_id" | "id">,
+  { projectId, id }: Pick<ConnectionRow, "projectId" | "id">,
 ): Promise<boolean> {
   const row = await tx
     .selectFrom("connections")
     .select("id")
-    .where("project_id", "=", project_id)
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
     .where("state", "=", "PENDING")
     .forUpdate()
@@ -56,13 +56,13 @@ export async function lockPendingConnection(
 /** Ends a pending connection: FAILED with an error text, else SUCCEEDED. Undefined when it has ended already. */
 export async function endConnection(
   db: AccountDatabase,
-  { project_id, id }: Pick<ConnectionRow, "project_id" | "id">,
+  { projectId, id }: Pick<ConnectionRow, "projectId" | "id">,
   error?: string,
 ): Promise<ConnectionRow | undefined> {
   return db
     .updateTable("connections")
     .set(error === undefined ? { state: "SUCCEEDED" } : { state: "FAILED", error })
-    .where("project_id", "=", project_id)
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
     .where("state", "=", "PENDING")
     .returningAll()

@@ -8,17 +8,21 @@ import type { Call } from "#libs/rpc.ts";
 import type { CreateAccountRequest } from "#proto/deputy/account/v1/accounts.ts";
 import { accountRevoked, getAccount, insertAccount, type NewAccount, updateReconnectedAccount } from "./accounts.ts";
 import { checkBaseUrl, chooseApp, chooseOauthAppId, completeFields } from "./app-choice.ts";
-import { claimConnectToken, invalidConnectToken, releaseConnectToken } from "./connect-tokens.ts";
+import {
+  claimConnectToken,
+  findUsableConnectToken,
+  invalidConnectToken,
+  releaseConnectToken,
+} from "./connect-tokens.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
-import { usableConnectToken } from "./start-connection.ts";
 import { refuseUnbuilt } from "./unbuilt.ts";
 
 type Material = NonNullable<CreateAccountRequest["credential"]>;
-type Plan = Omit<NewAccount, "authorized_scopes"> & { readonly material: Material };
+type Plan = Omit<NewAccount, "authorizedScopes"> & { readonly material: Material };
 
 interface Collaborators {
   readonly db: AccountDatabase;
@@ -43,26 +47,27 @@ export function createAccountHandler(
         : "";
     if (accountId !== "") {
       const account = await getAccount(db, request, accountId);
-      if (account.app_slug !== app.slug) throw notFound("account");
+      if (account.appSlug !== app.slug) throw notFound("account");
     }
     return {
-      project_id: projectId,
+      projectId,
       id: accountId || newId("apn"),
       environment: request.environment as EnvironmentNumber,
-      external_user_id: externalUserId,
-      app_slug: app.slug,
-      oauth_app_id: oauthAppId,
+      externalUserId,
+      appSlug: app.slug,
+      oauthAppId,
       name: request.name,
       material,
     };
   }
 
   async function create({ material, ...account }: Plan, isNew: boolean, call: Call) {
-    const { project_id: projectId, id: accountId, environment, external_user_id: externalUserId } = account;
-    const { app_slug: appSlug, oauth_app_id: oauthAppId } = account;
-    const whose = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
-    const { credential } = await vault.storeCredential({ ...whose, material }, ownRight(call));
-    const connected = { ...account, authorized_scopes: credential?.scopes ?? [] };
+    const { projectId, environment, externalUserId, id: accountId, appSlug, oauthAppId } = account;
+    const { credential } = await vault.storeCredential(
+      { projectId, environment, externalUserId, accountId, appSlug, oauthAppId, material },
+      ownRight(call),
+    );
+    const connected = { ...account, authorizedScopes: credential?.scopes ?? [] };
     const time = new Date(now());
     if (isNew) await ensureUser(db, account, time);
     const row = isNew ? await insertAccount(db, connected, time) : await updateReconnectedAccount(db, connected, time);
@@ -71,14 +76,14 @@ export function createAccountHandler(
   }
 
   /** Never for an account that lives on: there the vault has the old credential or the new one, and either is good. */
-  async function destroyRemains({ project_id: projectId, environment, id }: Plan, call: Call): Promise<void> {
+  async function destroyRemains({ projectId, environment, id }: Plan, call: Call): Promise<void> {
     await vault.destroyCredentials({ projectId, environment, accountIds: [id] }, afterwards(call));
   }
 
   return {
     async createAccount(request, call) {
       refuseUnbuilt("app_override_id", request.appOverrideId);
-      const token = await usableConnectToken(db, call, new Date(now()));
+      const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       const planned = await plan(request, token);
       // Not by the account's id: two calls that reconnect the same account are two attempts.
       const attempt = newId("con");

@@ -6,7 +6,7 @@ import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
-import { serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
+import { catalogDirectory, gatewayUrl, serviceSettings, tlsIdentity, vaultAddress } from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { accountService } from "./account-service.ts";
@@ -17,21 +17,21 @@ import { loadTokenKeys } from "./token-keys.ts";
 
 const config = readConfig({
   ...serviceSettings,
-  DEPUTY_CATALOG_DIRECTORY: { kind: "path", default: "catalog", help: "Where the apps' entries are." },
+  ...catalogDirectory,
   DEPUTY_ACCOUNT_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "Where services call." },
   DEPUTY_ACCOUNT_PUBLIC_ADDRESS: {
     kind: "address",
     default: "127.0.0.1:7411",
     help: "Where callers with a token call.",
   },
-  DEPUTY_VAULT_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "Where the vault is." },
+  ...vaultAddress,
   DEPUTY_DATABASE_URL: {
     kind: "url",
     help: "The database, as deputy_account: postgres://deputy_account@host/deputy_account.",
   },
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "The password of deputy_account." },
   DEPUTY_TOKEN_KEY_FILE: { kind: "secret", help: "The Ed25519 private key that signs access tokens, PEM (PKCS #8)." },
-  DEPUTY_GATEWAY_URL: { kind: "url", default: "http://127.0.0.1:7400", help: "Where browsers reach the gateway." },
+  ...gatewayUrl,
 });
 const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);

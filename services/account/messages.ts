@@ -11,18 +11,18 @@ import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow }
 export function accountMessage(row: AccountRow): Account {
   return Account.fromPartial({
     id: row.id,
-    projectId: row.project_id,
+    projectId: row.projectId,
     environment: row.environment,
-    externalUserId: row.external_user_id,
-    appSlug: row.app_slug,
-    oauthAppId: row.oauth_app_id,
+    externalUserId: row.externalUserId,
+    appSlug: row.appSlug,
+    oauthAppId: row.oauthAppId,
     name: row.name,
     state: AccountState[row.state],
     health: AccountHealth[row.health],
     error: row.error,
-    authorizedScopes: [...row.authorized_scopes],
-    createTime: row.create_time,
-    updateTime: row.update_time,
+    authorizedScopes: [...row.authorizedScopes],
+    createTime: row.createTime,
+    updateTime: row.updateTime,
   });
 }
 
@@ -30,12 +30,12 @@ export function connectionMessage(row: ConnectionRow): Connection {
   return {
     id: row.id,
     state: ConnectionState[row.state],
-    appSlug: row.app_slug,
-    externalUserId: row.external_user_id,
-    accountId: row.state === "SUCCEEDED" ? row.account_id : "",
+    appSlug: row.appSlug,
+    externalUserId: row.externalUserId,
+    accountId: row.state === "SUCCEEDED" ? row.accountId : "",
     error: row.error,
-    createTime: row.create_time,
-    expireTime: row.expire_time,
+    createTime: row.createTime,
+    expireTime: row.expireTime,
   };
 }
 
@@ -43,37 +43,37 @@ export function projectMessage(row: ProjectRow): Project {
   return Project.fromPartial({
     id: row.id,
     name: row.name,
-    appName: row.app_name,
-    supportEmail: row.support_email,
-    createTime: row.create_time,
-    updateTime: row.update_time,
+    appName: row.appName,
+    supportEmail: row.supportEmail,
+    createTime: row.createTime,
+    updateTime: row.updateTime,
   });
 }
 
 export function apiClientMessage(row: ApiClientRow): ApiClient {
   return ApiClient.fromPartial({
     id: row.id,
-    projectId: row.project_id,
+    projectId: row.projectId,
     name: row.name,
     scopes: [...row.scopes],
-    createTime: row.create_time,
-    ...(row.previous_secret_expire_time !== null && { previousSecretExpireTime: row.previous_secret_expire_time }),
+    createTime: row.createTime,
+    ...(row.previousSecretExpireTime !== null && { previousSecretExpireTime: row.previousSecretExpireTime }),
   });
 }
 
 export function oauthAppMessage(row: OauthAppRow, redirectUri: string): OauthApp {
   return {
     id: row.id,
-    projectId: row.project_id,
-    appSlug: row.app_slug,
-    clientId: row.client_id,
+    projectId: row.projectId,
+    appSlug: row.appSlug,
+    clientId: row.clientId,
     name: row.name,
     description: row.description,
     scopes: [...row.scopes],
-    additionalScopes: [...row.additional_scopes],
+    additionalScopes: [...row.additionalScopes],
     redirectUri,
-    createTime: row.create_time,
-    updateTime: row.update_time,
+    createTime: row.createTime,
+    updateTime: row.updateTime,
   };
 }
 

@@ -1,18 +1,17 @@
 // The table of OAuth apps: a project's own clients at providers. Their secrets are in the vault alone.
 import { notFound, StatusError } from "#libs/errors.ts";
-import type { Page, PageOf } from "./pages.ts";
-import { pageOf } from "./pages.ts";
+import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
 import type { AccountDatabase, OauthAppRow } from "./schema.ts";
 
 export async function insertOauthApp(db: AccountDatabase, row: OauthAppRow): Promise<OauthAppRow> {
-  return db.insertInto("oauth_apps").values(row).returningAll().executeTakeFirstOrThrow();
+  return db.insertInto("oauthApps").values(row).returningAll().executeTakeFirstOrThrow();
 }
 
 export async function getOauthApp(db: AccountDatabase, projectId: string, id: string): Promise<OauthAppRow> {
   const row = await db
-    .selectFrom("oauth_apps")
+    .selectFrom("oauthApps")
     .selectAll()
-    .where("project_id", "=", projectId)
+    .where("projectId", "=", projectId)
     .where("id", "=", id)
     .executeTakeFirst();
   if (row === undefined) throw notFound("OAuth app");
@@ -28,15 +27,15 @@ export async function chooseOauthApp(
 ): Promise<OauthAppRow> {
   if (id !== "") {
     const named = await getOauthApp(db, projectId, id);
-    if (named.app_slug !== appSlug) throw notFound("OAuth app");
+    if (named.appSlug !== appSlug) throw notFound("OAuth app");
     return named;
   }
   const newest = await db
-    .selectFrom("oauth_apps")
+    .selectFrom("oauthApps")
     .selectAll()
-    .where("project_id", "=", projectId)
-    .where("app_slug", "=", appSlug)
-    .orderBy("create_time", "desc")
+    .where("projectId", "=", projectId)
+    .where("appSlug", "=", appSlug)
+    .orderBy("createTime", "desc")
     .orderBy("id", "desc")
     .limit(1)
     .executeTakeFirst();
@@ -54,20 +53,19 @@ export async function listOauthApps(
   filter: { readonly projectId: string; readonly appSlug: string; readonly query: string },
   page: Page,
 ): Promise<PageOf<OauthAppRow>> {
-  let matching = db.selectFrom("oauth_apps").where("project_id", "=", filter.projectId);
-  if (filter.appSlug !== "") matching = matching.where("app_slug", "=", filter.appSlug);
+  let matching = db.selectFrom("oauthApps").where("projectId", "=", filter.projectId);
+  if (filter.appSlug !== "") matching = matching.where("appSlug", "=", filter.appSlug);
   if (filter.query !== "") {
     matching = matching.where((where) =>
       where(where.fn("strpos", [where.fn("lower", ["name"]), where.val(filter.query.toLowerCase())]), ">", 0),
     );
   }
-  let rows = matching
+  const rows = matching
     .selectAll()
-    .orderBy("create_time")
+    .where(isAfter(page.after))
+    .orderBy("createTime")
     .orderBy("id")
     .limit(page.size + 1);
-  const { after } = page;
-  if (after) rows = rows.where((w) => w(w.refTuple("create_time", "id"), ">", w.tuple(after.createTime, after.id)));
   const count = matching.select((select) => select.fn.countAll<bigint>().as("count"));
   const [found, { count: total }] = await Promise.all([rows.execute(), count.executeTakeFirstOrThrow()]);
   return pageOf(found, page.size, Number(total));

@@ -1,5 +1,6 @@
 // Pages of a list by key: a page token holds the place of the last row, so that a page costs the same wherever it is, and
 // rows that come or go meanwhile neither repeat nor hide others. Opaque to callers, and worth nothing: no right is in it.
+import { type Expression, type SqlBool, sql } from "kysely";
 import { invalidField } from "#libs/errors.ts";
 
 /** Where a page ended: lists are in the order of these two. */
@@ -29,20 +30,21 @@ export function requestedPage({ pageSize, pageToken }: { pageSize: number; pageT
   return { size: pageSize || defaultPageSize, after: pageToken === "" ? undefined : readPageToken(pageToken) };
 }
 
+/** Holds for rows that come after a key in the order of lists; for all without one. */
+export function isAfter(after: PageKey | undefined): Expression<SqlBool> {
+  return after === undefined ? sql`true` : sql`(create_time, id) > (${after.createTime}, ${after.id})`;
+}
+
 /** Makes a page of what was found by asking for one row more than the page has. */
-export function pageOf<Row extends { create_time: Date; id: string }>(
-  found: readonly Row[],
-  size: number,
-  totalSize: number,
-): PageOf<Row> {
+export function pageOf<Row extends PageKey>(found: readonly Row[], size: number, totalSize: number): PageOf<Row> {
   const rows = found.slice(0, size);
   const last = rows.at(-1);
   const nextPageToken = found.length > size && last !== undefined ? writePageToken(last) : "";
   return { rows, nextPageToken, totalSize };
 }
 
-function writePageToken({ create_time, id }: { create_time: Date; id: string }): string {
-  return Buffer.from(`${create_time.getTime()} ${id}`).toString("base64url");
+function writePageToken({ createTime, id }: PageKey): string {
+  return Buffer.from(`${createTime.getTime()} ${id}`).toString("base64url");
 }
 
 function readPageToken(token: string): PageKey {

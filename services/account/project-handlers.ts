@@ -39,7 +39,7 @@ export function projectHandlers(
     const client = await authenticateApiClient(db, clientId, clientSecret, new Date(now()));
     return {
       sub: client.id,
-      project_id: client.project_id,
+      project_id: client.projectId,
       scope: requestedScopes("scope", scope, client.scopes).join(" "),
       expireMs: now() + accessTokenMs,
     };
@@ -48,7 +48,7 @@ export function projectHandlers(
   return {
     async createProject({ name, appName, supportEmail, requireKeyAuthTest }) {
       refuseUnbuilt("require_key_auth_test", requireKeyAuthTest);
-      const project = { name, app_name: appName, support_email: supportEmail };
+      const project = { name, appName, supportEmail };
       return { project: projectMessage(await insertProject(db, project, new Date(now()))) };
     },
     async getProject({ projectId }) {
@@ -61,10 +61,10 @@ export function projectHandlers(
       const row = await insertApiClient(
         db,
         {
-          project_id: projectId,
+          projectId,
           name,
           scopes: scopes.length > 0 ? scopes : ["*"],
-          secret_digest: digest(clientSecret),
+          secretDigest: digest(clientSecret),
         },
         new Date(now()),
       );

@@ -5,10 +5,10 @@ import type { AccountDatabase, EnvironmentNumber, ProjectRow } from "./schema.ts
 
 export async function insertProject(
   db: AccountDatabase,
-  project: Pick<ProjectRow, "name" | "app_name" | "support_email">,
+  project: Pick<ProjectRow, "name" | "appName" | "supportEmail">,
   time: Date,
 ): Promise<ProjectRow> {
-  const row = { ...project, id: newId("proj"), create_time: time, update_time: time };
+  const row = { ...project, id: newId("proj"), createTime: time, updateTime: time };
   return db.insertInto("projects").values(row).returningAll().executeTakeFirstOrThrow();
 }
 
@@ -21,17 +21,17 @@ export async function getProject(db: AccountDatabase, id: string): Promise<Proje
 /** Makes the user known. Once known, nothing changes. */
 export async function ensureUser(
   db: AccountDatabase,
-  user: { project_id: string; environment: EnvironmentNumber; external_user_id: string },
+  user: { projectId: string; environment: EnvironmentNumber; externalUserId: string },
   time: Date,
 ): Promise<void> {
   await db
-    .insertInto("external_users")
+    .insertInto("externalUsers")
     .values({
-      project_id: user.project_id,
+      projectId: user.projectId,
       environment: user.environment,
-      external_user_id: user.external_user_id,
+      externalUserId: user.externalUserId,
       id: newId("exu"),
-      create_time: time,
+      createTime: time,
     })
     .onConflict((conflict) => conflict.doNothing())
     .execute();

@@ -11,7 +11,6 @@ import {
 import {
   type AccountFilter,
   claimForRevocation,
-  claimOneForRevocation,
   countUnrevoked,
   finishRevocation,
   getAnyAccount,
@@ -37,7 +36,7 @@ export function revocationHandlers(
     const [first] = rows;
     if (first === undefined) return [];
     const accountIds = rows.map(({ id }) => id);
-    const { project_id: projectId, environment } = first;
+    const { projectId, environment } = first;
     const { receipts } = await vault.destroyCredentials({ projectId, environment, accountIds }, ownRight(call));
     const time = new Date(now());
     await finishRevocation(db, projectId, accountIds, time);
@@ -59,20 +58,20 @@ export function revocationHandlers(
 
   async function* rehearse(filter: AccountFilter): AsyncGenerator<RevokeAllAccountsResponse> {
     const totalSize = await countUnrevoked(db, filter);
-    let after: { createTime: Date; id: string } | undefined;
+    let after: AccountRow | undefined;
     for (;;) {
       const rows = await listUnrevoked(db, filter, { size: batchSize, after });
       for (const row of rows) yield { receipt: RevocationReceipt.fromPartial(whose(row)), totalSize };
-      const last = rows.at(-1);
-      if (last === undefined) return;
-      after = { createTime: last.create_time, id: last.id };
+      after = rows.at(-1);
+      if (after === undefined) return;
     }
   }
 
   return {
     async deleteAccount(request, call) {
       const row = await getAnyAccount(db, request, request.accountId);
-      await claimOneForRevocation(db, row, new Date(now()));
+      const { projectId, environment, externalUserId, id: accountId } = row;
+      await claimForRevocation(db, { projectId, environment, externalUserId, accountId }, 1, new Date(now()));
       const [receipt] = await destroy([row], call);
       return { receipt };
     },
@@ -100,15 +99,15 @@ function filterOf({ projectId, environment, target }: RevokeAllAccountsRequest):
   }
 }
 
-function whose({ id, external_user_id, app_slug }: AccountRow) {
-  return { accountId: id, externalUserId: external_user_id, appSlug: app_slug };
+function whose({ id, externalUserId, appSlug }: AccountRow) {
+  return { accountId: id, externalUserId, appSlug };
 }
 
 /** The receipt of an account for which the vault had no credential. */
 function nothingDestroyed(row: AccountRow, time: Date): RevocationReceipt {
   return RevocationReceipt.fromPartial({
     ...whose(row),
-    destroyTime: row.revoke_time ?? time,
+    destroyTime: row.revokeTime ?? time,
     providerRevocation: ProviderRevocation.NOT_APPLICABLE,
   });
 }

@@ -1,5 +1,5 @@
 // The rows of the account database as TypeScript sees them; migrations/account makes the tables. They stand in one file
-// because Kysely wants the whole schema in the type of a database. Names of columns are the contract's.
+// because Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
 import type { Kysely } from "kysely";
 
 /** The account database, or a transaction in it. */
@@ -8,10 +8,10 @@ export type AccountDatabase = Kysely<Tables>;
 /** Tables by name. */
 export interface Tables {
   projects: ProjectRow;
-  api_clients: ApiClientRow;
-  external_users: ExternalUserRow;
-  oauth_apps: OauthAppRow;
-  connect_tokens: ConnectTokenRow;
+  apiClients: ApiClientRow;
+  externalUsers: ExternalUserRow;
+  oauthApps: OauthAppRow;
+  connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
   accounts: AccountRow;
 }
@@ -22,97 +22,97 @@ export type EnvironmentNumber = 1 | 2;
 export interface ProjectRow {
   id: string;
   name: string;
-  app_name: string;
-  support_email: string;
-  create_time: Date;
-  update_time: Date;
+  appName: string;
+  supportEmail: string;
+  createTime: Date;
+  updateTime: Date;
 }
 
 export interface ApiClientRow {
-  project_id: string;
+  projectId: string;
   id: string;
   name: string;
   scopes: readonly string[];
-  secret_digest: Buffer;
-  previous_secret_digest: Buffer | null;
-  previous_secret_expire_time: Date | null;
-  create_time: Date;
+  secretDigest: Buffer;
+  previousSecretDigest: Buffer | null;
+  previousSecretExpireTime: Date | null;
+  createTime: Date;
 }
 
 export interface ExternalUserRow {
-  project_id: string;
+  projectId: string;
   environment: EnvironmentNumber;
-  external_user_id: string;
+  externalUserId: string;
   id: string;
-  create_time: Date;
+  createTime: Date;
 }
 
 export interface OauthAppRow {
-  project_id: string;
+  projectId: string;
   id: string;
-  app_slug: string;
-  client_id: string;
+  appSlug: string;
+  clientId: string;
   name: string;
   description: string;
   scopes: readonly string[];
-  additional_scopes: readonly string[];
-  create_time: Date;
-  update_time: Date;
+  additionalScopes: readonly string[];
+  createTime: Date;
+  updateTime: Date;
 }
 
 export interface ConnectTokenRow {
-  project_id: string;
+  projectId: string;
   id: string;
-  token_digest: Buffer;
+  tokenDigest: Buffer;
   environment: EnvironmentNumber;
-  external_user_id: string;
+  externalUserId: string;
   scopes: readonly string[];
-  allowed_origins: readonly string[];
-  success_redirect_uri: string;
-  error_redirect_uri: string;
+  allowedOrigins: readonly string[];
+  successRedirectUri: string;
+  errorRedirectUri: string;
   /** Empty: any app. */
-  app_slug: string;
-  oauth_app_id: string;
-  allow_progressive_scopes: boolean;
-  create_time: Date;
-  expire_time: Date;
+  appSlug: string;
+  oauthAppId: string;
+  allowProgressiveScopes: boolean;
+  createTime: Date;
+  expireTime: Date;
   /** The attempt that its one use went to. */
-  claimed_by: string | null;
+  claimedBy: string | null;
 }
 
 export interface ConnectionRow {
-  project_id: string;
+  projectId: string;
   id: string;
   environment: EnvironmentNumber;
-  external_user_id: string;
-  connect_token_id: string;
-  app_slug: string;
-  oauth_app_id: string;
-  account_id: string;
+  externalUserId: string;
+  connectTokenId: string;
+  appSlug: string;
+  oauthAppId: string;
+  accountId: string;
   /** Whether the account existed before. */
   reconnects: boolean;
   state: "PENDING" | "SUCCEEDED" | "FAILED";
   error: string;
-  state_digest: Buffer;
-  browser_binding_digest: Buffer;
-  create_time: Date;
-  expire_time: Date;
+  stateDigest: Buffer;
+  browserBindingDigest: Buffer;
+  createTime: Date;
+  expireTime: Date;
 }
 
 export interface AccountRow {
-  project_id: string;
+  projectId: string;
   id: string;
   environment: EnvironmentNumber;
-  external_user_id: string;
-  app_slug: string;
-  oauth_app_id: string;
+  externalUserId: string;
+  appSlug: string;
+  oauthAppId: string;
   name: string;
   state: "ACTIVE" | "REVOKING" | "REVOKED";
   /** What this service knows of it: the vault alone sees refreshes fail, and does not report them here yet. */
   health: "HEALTHY" | "UNHEALTHY" | "DEAD";
   error: string;
-  authorized_scopes: readonly string[];
-  create_time: Date;
-  update_time: Date;
-  revoke_time: Date | null;
+  authorizedScopes: readonly string[];
+  createTime: Date;
+  updateTime: Date;
+  revokeTime: Date | null;
 }

@@ -3,11 +3,10 @@
 import type { Catalog } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { digest, newId } from "#libs/ids.ts";
-import type { Call } from "#libs/rpc.ts";
 import type { StartConnectionRequest } from "#proto/deputy/account/v1/connect.ts";
 import { getAccount } from "./accounts.ts";
 import { checkBaseUrl, chooseApp, chooseOauthAppId, chooseScopes, completeFields } from "./app-choice.ts";
-import { getConnectToken, invalidConnectToken } from "./connect-tokens.ts";
+import { findUsableConnectToken } from "./connect-tokens.ts";
 import { insertConnection } from "./connections.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
@@ -30,65 +29,60 @@ export function startConnectionHandler(
     const app = chooseApp(catalog, request.appSlug, token);
     if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth: use CreateAccount");
     const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
-    const oauthApp = await chooseOauthApp(db, token.project_id, app.slug, oauthAppId);
+    const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
     const scopes = [...chooseScopes(app, oauthApp, request.scopeProfile)];
     // Values travel in the clear until they are sealed, so secret ones have no place here.
     const openFields = app.custom_fields.filter(({ secret }) => !secret);
     const fields = completeFields(openFields, request.fields);
     checkBaseUrl(app, fields);
-    const scope = {
-      projectId: token.project_id,
-      environment: token.environment,
-      externalUserId: token.external_user_id,
-    };
     if (request.accountId !== "") {
-      const account = await getAccount(db, scope, request.accountId);
-      if (account.app_slug !== app.slug) throw notFound("account");
+      const account = await getAccount(db, token, request.accountId);
+      if (account.appSlug !== app.slug) throw notFound("account");
     }
     const accountId = request.accountId || newId("apn");
-    return { ...scope, accountId, appSlug: app.slug, oauthAppId: oauthApp.id, redirectUri, scopes, fields };
+    const { projectId, environment, externalUserId } = token;
+    return {
+      projectId,
+      environment,
+      externalUserId,
+      accountId,
+      appSlug: app.slug,
+      oauthAppId: oauthApp.id,
+      redirectUri,
+      scopes,
+      fields,
+    };
   }
 
   return {
     async startConnection(request, call) {
       refuseUnbuilt("app_override_id", request.appOverrideId);
-      const token = await usableConnectToken(db, call, new Date(now()));
+      const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       if (token === undefined) throw connectTokenRequired();
       const authorization = await plan(request, token);
       const started = await vault.startAuthorization(authorization, ownRight(call));
       const connectionId = newId("con");
       const createTime = new Date(now());
       const expireTime = started.expireTime ?? createTime;
+      const { projectId, environment, externalUserId, accountId, appSlug, oauthAppId } = authorization;
       await insertConnection(db, {
-        project_id: token.project_id,
+        projectId,
         id: connectionId,
-        environment: token.environment,
-        external_user_id: token.external_user_id,
-        connect_token_id: token.id,
-        app_slug: authorization.appSlug,
-        oauth_app_id: authorization.oauthAppId,
-        account_id: authorization.accountId,
+        environment,
+        externalUserId,
+        connectTokenId: token.id,
+        appSlug,
+        oauthAppId,
+        accountId,
         reconnects: request.accountId !== "",
-        state_digest: started.stateDigest,
-        browser_binding_digest: digest(request.browserBinding),
-        create_time: createTime,
-        expire_time: expireTime,
+        stateDigest: started.stateDigest,
+        browserBindingDigest: digest(request.browserBinding),
+        createTime,
+        expireTime,
       });
       return { connectionId, authorizationUrl: started.authorizationUrl, expireTime };
     },
   };
-}
-
-/** The unused connect token that the caller came with; undefined for a caller with a right of its own. */
-export async function usableConnectToken(
-  db: AccountDatabase,
-  { caller: { token } }: Call,
-  time: Date,
-): Promise<ConnectTokenRow | undefined> {
-  if (token?.externalUserId === undefined) return undefined;
-  const row = await getConnectToken(db, token.projectId, token.subject);
-  if (row.claimed_by !== null || row.expire_time <= time) throw invalidConnectToken();
-  return row;
 }
 
 function connectTokenRequired(): StatusError {

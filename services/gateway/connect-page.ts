@@ -85,7 +85,8 @@ async function describe(
       ownCall(request),
     );
     if (token.valid && token.app !== undefined) return { parameters, token, app: token.app };
-    const isExpired = /token is invalid/.test(token.error);
+    // A token that is good for nothing has no project; with a good one it is the app or the account that cannot be had.
+    const isExpired = token.projectId === "";
     sendFailure(reply, 400, isExpired ? failureTexts.linkExpired : token.error || failureTexts.connectionFailed());
   } catch (error) {
     if (!(error instanceof StatusError)) throw error;

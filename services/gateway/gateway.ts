@@ -1,9 +1,9 @@
 // The HTTP edge: REST for existing clients, the connect page, the OAuth callback. It holds no secret and no state; it passes
 // the caller's token on and translates. What all requests share stands here: request ids, the log line, bodies, errors.
 // A path may hold a token and a query may hold anything, so the log line has the route's pattern in place of the path.
-import { randomUUID } from "node:crypto";
 import { type FastifyInstance, type FastifyReply, fastify } from "fastify";
 import { invalidField, StatusError } from "#libs/errors.ts";
+import { soundRequestId } from "#libs/ids.ts";
 import type { Logger } from "#libs/log.ts";
 import { type AccountClient, addAccountRoutes } from "./accounts.ts";
 import { addAppRoutes } from "./apps.ts";
@@ -43,8 +43,7 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
     exposeHeadRoutes: false,
     routerOptions: { maxParamLength: maxPathParameterLength },
     http: { maxHeaderSize: maxHeaderBytes },
-    genReqId: ({ headers: { "x-request-id": given } }) =>
-      typeof given === "string" && /^[\w.:-]{8,100}$/.test(given) ? given : randomUUID(),
+    genReqId: ({ headers }) => soundRequestId(headers["x-request-id"]),
     frameworkErrors: (_error, _request, reply) => {
       const body = { error: "The path is not a valid URL path.", code: "PATH_INVALID" };
       (reply as FastifyReply).code(400).send(body);

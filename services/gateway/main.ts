@@ -4,7 +4,7 @@ import { readConfig } from "#libs/config.ts";
 import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
-import { serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
+import { accountAddress, gatewayUrl, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { buildGateway } from "./gateway.ts";
@@ -13,9 +13,9 @@ import { HealthDefinition } from "./health.ts";
 const config = readConfig({
   ...serviceSettings,
   DEPUTY_GATEWAY_ADDRESS: { kind: "address", default: "127.0.0.1:7400", help: "Where HTTP clients call." },
-  DEPUTY_GATEWAY_URL: { kind: "url", default: "http://127.0.0.1:7400", help: "Where browsers reach this gateway." },
-  DEPUTY_ACCOUNT_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "The account service." },
-  DEPUTY_PROXY_ADDRESS: { kind: "address", default: "127.0.0.1:7403", help: "The proxy." },
+  ...gatewayUrl,
+  ...accountAddress,
+  DEPUTY_PROXY_ADDRESS: { kind: "address", default: "127.0.0.1:7403", help: "Where the proxy is." },
 });
 
 const log = createLogger("gateway", config.DEPUTY_LOG_LEVEL);

@@ -41,8 +41,9 @@ export function addOauthCallback(app: FastifyInstance, account: CallbackClient, 
     } catch (error) {
       if (!(error instanceof StatusError)) throw error;
       const { status } = httpError(error);
-      // The binding is another browser's, or the connection is gone: the page cannot know which.
-      if (error.code === "NOT_FOUND") return sendFailure(reply, status, failureTexts.sessionExpired);
+      // Gone, or another browser's: either way this browser has nothing to go on with.
+      const isOver = error.code === "NOT_FOUND" || error.reason === "BROWSER_MISMATCH";
+      if (isOver) return sendFailure(reply, status, failureTexts.sessionExpired);
       const detail = status >= 500 ? "Reload this page to try again." : "";
       return sendFailure(reply, status, failureTexts.connectionFailed(), detail);
     }

@@ -2,7 +2,7 @@
 // that names what is wrong. The gateway judges no token: it passes the caller's on, and the services judge it.
 import type { FastifyRequest } from "fastify";
 import type { ZodType } from "zod";
-import { invalidField, StatusError } from "#libs/errors.ts";
+import { invalidField, invalidFields, StatusError } from "#libs/errors.ts";
 import type { CallOptions } from "#libs/rpc.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 
@@ -84,12 +84,12 @@ export function bodyOf<T>(schema: ZodType<T>, request: FastifyRequest): T {
   const { body } = request;
   const result = schema.safeParse(body instanceof URLSearchParams ? Object.fromEntries(body) : body);
   if (result.success) return result.data;
-  const violations = result.error.issues.map(({ path, message }) => ({
-    field: path.join(".") || "body",
-    description: message.replace(/^Invalid input: /, ""),
-  }));
-  const text = violations.map(({ field, description }) => `${field}: ${description}`).join("; ");
-  throw new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", text, { violations });
+  throw invalidFields(
+    result.error.issues.map(({ path, message }) => ({
+      field: path.join(".") || "body",
+      description: message.replace(/^Invalid input: /, ""),
+    })),
+  );
 }
 
 /** The form body of a page. */

@@ -53,11 +53,11 @@ test("makes projects and API clients for the operator alone", async () => {
 });
 
 test("keeps of a client secret its digest alone", async () => {
-  const row = await db.selectFrom("api_clients").selectAll().where("id", "=", acme.clientId).executeTakeFirstOrThrow();
-  expect(JSON.stringify({ ...row, secret_digest: row.secret_digest.toString("latin1") })).not.toContain(
+  const row = await db.selectFrom("apiClients").selectAll().where("id", "=", acme.clientId).executeTakeFirstOrThrow();
+  expect(JSON.stringify({ ...row, secretDigest: row.secretDigest.toString("latin1") })).not.toContain(
     acme.clientSecret,
   );
-  expect(row.secret_digest).toHaveLength(32);
+  expect(row.secretDigest).toHaveLength(32);
 });
 
 test("signs access tokens that the published keys verify, with the claims of the client", async () => {
@@ -84,14 +84,14 @@ test("answers a wrong secret and an unknown client alike", async () => {
 test("takes the secret before the present one until its end", async () => {
   const { clientId, clientSecret } = await newProject(account);
   const previous = await db
-    .selectFrom("api_clients")
-    .select("secret_digest")
+    .selectFrom("apiClients")
+    .select("secretDigest")
     .where("id", "=", clientId)
     .executeTakeFirstOrThrow();
   const rotate = (end: Date) =>
     account.owner.query(
       "update api_clients set secret_digest = sha256('new'), previous_secret_digest = $1, previous_secret_expire_time = $2 where id = $3",
-      [previous.secret_digest, end, clientId],
+      [previous.secretDigest, end, clientId],
     );
   await rotate(new Date(Date.now() + 60_000));
   expect(await issue(api, clientId, clientSecret)).toMatch(/^eyJ/);
@@ -213,7 +213,7 @@ test("may neither delete rows nor rewrite what it has registered nor change the 
   await expect(db.deleteFrom("accounts").execute()).rejects.toThrow(denied);
   await expect(
     db
-      .updateTable("api_clients")
+      .updateTable("apiClients")
       .set({ scopes: ["*"] })
       .execute(),
   ).rejects.toThrow(denied);

@@ -79,7 +79,7 @@ test("makes an OAuth app whose secret goes to the vault and nowhere else", async
     clientId: "the-client",
     clientSecrets: ["the-secret"],
   });
-  expect(JSON.stringify(await db.selectFrom("oauth_apps").selectAll().execute())).not.toContain("the-secret");
+  expect(JSON.stringify(await db.selectFrom("oauthApps").selectAll().execute())).not.toContain("the-secret");
   const { id: oauthAppId = "" } = oauthApp ?? {};
   expect((await api.getOauthApp({ oauthAppId }, call(acme.token))).oauthApp).toEqual(oauthApp);
   const token = await newConnectToken(account, acme.token, { oauthAppId });

@@ -40,8 +40,8 @@ test("makes a connect token whose text is kept nowhere, with its link", async ()
     `https://deputy.example:8443/_static/connect.html?token=${token}&connectLink=true&app=sandbox`,
   );
   expect(Math.abs((expireTime?.getTime() ?? 0) - Date.now() - 60_000)).toBeLessThan(5_000);
-  const rows = await db.selectFrom("connect_tokens").selectAll().execute();
-  const text = JSON.stringify(rows.map((row) => ({ ...row, token_digest: row.token_digest.toString("latin1") })));
+  const rows = await db.selectFrom("connectTokens").selectAll().execute();
+  const text = JSON.stringify(rows.map((row) => ({ ...row, tokenDigest: row.tokenDigest.toString("latin1") })));
   expect(text).not.toContain(token.slice("ctok_".length));
 });
 

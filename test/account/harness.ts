@@ -177,19 +177,19 @@ export async function newKeyAccount({ api }: Account, token: string, externalUse
 export async function insertAccounts({ db }: Account, projectId: string, count: number, externalUserId = "ann") {
   const time = new Date();
   const rows = Array.from({ length: count }, (_, n) => ({
-    project_id: projectId,
+    projectId,
     id: `apn_${digest(`${projectId} ${n}`).toString("hex").slice(0, 22)}`,
     environment: development as 1,
-    external_user_id: externalUserId,
-    app_slug: n % 2 === 0 ? "sandbox_header_key" : "sandbox_query_key",
-    oauth_app_id: n % 5 === 0 ? "oa_five" : "",
+    externalUserId,
+    appSlug: n % 2 === 0 ? "sandbox_header_key" : "sandbox_query_key",
+    oauthAppId: n % 5 === 0 ? "oa_five" : "",
     name: "",
     state: "ACTIVE" as const,
     health: "HEALTHY" as const,
     error: "",
-    authorized_scopes: [],
-    create_time: time,
-    update_time: time,
+    authorizedScopes: [],
+    createTime: time,
+    updateTime: time,
   }));
   await db.insertInto("accounts").values(rows).execute();
   return rows.map(({ id }) => id);

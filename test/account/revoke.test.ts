@@ -23,7 +23,7 @@ const everything: Target = { $case: "wholeEnvironment", value: true };
 const revokeAll = (token: string, target: Target = everything, more = {}) =>
   collect(api.revokeAllAccounts({ environment: development, target, ...more }, call(token)));
 const states = async (projectId: string) => {
-  const rows = await db.selectFrom("accounts").select("state").where("project_id", "=", projectId).execute();
+  const rows = await db.selectFrom("accounts").select("state").where("projectId", "=", projectId).execute();
   return [...new Set(rows.map(({ state }) => state))].sort();
 };
 const listed = async (token: string) => (await api.listAccounts({ environment: development }, call(token))).totalSize;
@@ -50,6 +50,14 @@ test("deletes an account with a receipt, refuses it from then on, and says so ag
     call(acme.token),
   );
   await expect(reconnect).rejects.toMatchObject({ reason: "ACCOUNT_REVOKED" });
+});
+
+test("deletes the account that is named, not an older one of the same user", async () => {
+  const acme = await newProject(account);
+  const [older, named] = await insertAccounts(account, acme.projectId, 2);
+  await api.deleteAccount({ environment: development, accountId: named ?? "" }, call(acme.token));
+  const { accounts } = await api.listAccounts({ environment: development }, call(acme.token));
+  expect(accounts.map(({ id }) => id)).toEqual([older]);
 });
 
 test("deletes no account of another project, environment or user, and tells them nothing", async () => {

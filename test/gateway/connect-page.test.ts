@@ -76,11 +76,14 @@ describe("the page", () => {
     expect(html).toContain("From the settings.");
   });
 
+  // Of a token that is good for nothing the account service tells nothing else either.
   it.each([
-    ["The Pipedream Connect token is invalid. Please generate a new one and try again.", "This link has expired."],
-    ["App not found. Please check your app id.", "App not found. Please check your app id."],
-  ])("shows %j as %j", async (error, text) => {
-    gateway.changeAccount({ validateConnectToken: async () => validToken({ valid: false, error, app: undefined }) });
+    ["In whatever words: no.", "", "This link has expired."],
+    ["Its account's token is invalid.", "proj_1", "Its account&#39;s token is invalid."],
+    ["App not found. Please check your app id.", "proj_1", "App not found. Please check your app id."],
+  ])("shows %j with the project %j as %j", async (error, projectId, text) => {
+    const refused = validToken({ valid: false, error, projectId, app: undefined });
+    gateway.changeAccount({ validateConnectToken: async () => refused });
     const answer = await gateway.sendBare(link);
     expect(answer.status).toBe(400);
     expect(await answer.text()).toContain(text);
@@ -258,11 +261,14 @@ describe("the callback", () => {
     expect(asked("completeConnection")[0]?.request).toMatchObject({ error: "access_denied", code: "" });
   });
 
-  it("of a connection that is gone or another browser's says that the session has expired", async () => {
+  it.each([
+    ["that is gone", notFound("connection"), 404],
+    ["of another browser", new StatusError("PERMISSION_DENIED", "BROWSER_MISMATCH", "Another browser."), 403],
+  ])("of a connection %s says that the session has expired", async (_case, refusal, status) => {
     const headers = { cookie: await cookie() };
-    gateway.changeAccount({ completeConnection: () => Promise.reject(notFound("connection")) });
+    gateway.changeAccount({ completeConnection: () => Promise.reject(refusal) });
     const answer = await gateway.sendBare(callback, { headers });
-    expect(answer.status).toBe(404);
+    expect(answer.status).toBe(status);
     expect(await answer.text()).toContain("This session has expired.");
   });
 

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { type CustomField, fieldFaults, loadCatalog } from "#libs/catalog.ts";
+import { type CustomField, fieldFaults, getApp, loadCatalog } from "#libs/catalog.ts";
 
 const good = `slug: acme
 name: Acme
@@ -60,6 +60,13 @@ describe("the catalog", () => {
     expect(() => load(text)).toThrow(named);
     expect(() => load(text)).toThrow("acme.yaml");
   });
+});
+
+test("an app is found by its slug, and one that is absent is NOT_FOUND", () => {
+  const catalog = loadCatalog(fileURLToPath(new URL("../../catalog", import.meta.url)), { production: false });
+  expect(getApp(catalog, "sandbox").slug).toBe("sandbox");
+  const refusal = expect.objectContaining({ code: "NOT_FOUND", reason: "APP_NOT_FOUND" });
+  expect(() => getApp(catalog, "Sandbox")).toThrow(refusal);
 });
 
 describe("values for custom fields", () => {

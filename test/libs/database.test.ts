@@ -53,6 +53,14 @@ test("runs a prepared statement again after a column that it returns has changed
   expect((await read()).rows).toEqual([{ value: "7" }]);
 });
 
+test("calls a column by its camelCase name, in a statement and in a row", async () => {
+  await sql`create table pair (left_part int4, right_part int4)`.execute(db);
+  const pairs = db.withTables<{ pair: { leftPart: number; rightPart: number } }>();
+  await pairs.insertInto("pair").values({ leftPart: 1, rightPart: 2 }).execute();
+  const rows = await pairs.selectFrom("pair").selectAll().where("rightPart", "=", 2).execute();
+  expect(rows).toEqual([{ leftPart: 1, rightPart: 2 }]);
+});
+
 test("reads int8 as bigint beyond the safe range of a number", async () => {
   const id = 9_223_372_036_854_775_807n;
   await db.insertInto("note").values({ id, body: "largest" }).execute();
