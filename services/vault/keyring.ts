@@ -82,14 +82,31 @@ export function fileKeyring({ path }: { readonly path: string }): KekProvider {
   };
 }
 
+/** A keyring as its file has it. */
+export interface KeyringDocument {
+  readonly active: string;
+  readonly keys: readonly { readonly id: string; readonly createTime: string; readonly key: string }[];
+}
+
+/** A new KEK, as an entry of a keyring file. */
+export function newKeyringEntry(now: () => number): KeyringDocument["keys"][number] {
+  const id = `kek_${randomBytes(8).toString("hex")}`;
+  return { id, createTime: new Date(now()).toISOString(), key: randomBytes(32).toString("base64") };
+}
+
+/** Reads a keyring file, for the command that changes it. Throws what `health` would say. */
+export async function readKeyringDocument(path: string): Promise<KeyringDocument> {
+  await readKeyring(path);
+  return JSON.parse((await readPrivateFile(path)).toString("utf8"));
+}
+
 /**
  * Makes a keyring file with one new active KEK, mode 0400; an existing file is never touched. For the first start in
  * development: who calls it has checked that nothing in the database is sealed.
  */
 export async function createKeyringFile({ path, now }: { readonly path: string; now(): number }): Promise<void> {
-  const id = `kek_${randomBytes(8).toString("hex")}`;
-  const key = randomBytes(32).toString("base64");
-  const keyring = { active: id, keys: [{ id, createTime: new Date(now()).toISOString(), key }] };
+  const entry = newKeyringEntry(now);
+  const keyring: KeyringDocument = { active: entry.id, keys: [entry] };
   const file = await openFile(path, "wx", 0o400);
   try {
     await file.writeFile(`${JSON.stringify(keyring, undefined, 2)}\n`);

@@ -17,6 +17,7 @@ import { dataKeys } from "./data-keys.ts";
 import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
 import { createRefresher } from "./refresh.ts";
+import { startRotation } from "./rotation.ts";
 import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
 import { secretsOver } from "./secrets.ts";
@@ -65,9 +66,10 @@ const account = createClient(AccountServiceDefinition, {
   service: "account",
 });
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
+const rotation = startRotation({ db, provider: keks.provider, log, intervalMs: 5_000 });
 const server = await startServer({
   definition: CredentialVaultDefinition,
-  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState),
+  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState, rotation),
   callers: vaultCallers,
   authenticate: authenticator(account, Date.now),
   internalAddress: config.DEPUTY_VAULT_INTERNAL_ADDRESS,
@@ -83,6 +85,7 @@ stopInOrder(
   log,
   server.drain,
   sealState.stop,
+  rotation.stop,
   // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.
   () => Promise.all([authorizer.idle(), refresher.idle()]),
   jobs.stop,

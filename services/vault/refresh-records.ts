@@ -66,7 +66,8 @@ export async function recordRefresh(
 ): Promise<boolean> {
   const { numUpdatedRows } = await update(db, { projectId, accountId })
     .set({
-      ...sealed,
+      // The data key stays, and its wrapping may have been rotated since the refresh began: that is not put back.
+      blob: sealed.blob,
       ...grantColumns(facts),
       ...noIntent,
       state: "ACTIVE",

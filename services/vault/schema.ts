@@ -9,6 +9,8 @@ export interface VaultTables {
   readonly oauthClients: OauthClientsTable;
   readonly authorizations: AuthorizationsTable;
   readonly revocations: RevocationsTable;
+  readonly keyRotation: KeyRotationTable;
+  readonly vaultProcesses: VaultProcessesTable;
 }
 
 /** The database, or a transaction in it. */
@@ -53,6 +55,8 @@ export interface CredentialsTable {
   readonly createTime: Generated<Date>;
   readonly updateTime: Generated<Date>;
   readonly revokeTime: Date | null;
+  /** Imported and still refreshed by another system: leased while it is valid, never refreshed here. */
+  readonly shadow: Generated<boolean>;
 }
 
 /** A project's own OAuth clients. */
@@ -111,4 +115,18 @@ export interface RevocationsTable {
   readonly createTime: Generated<Date>;
   readonly expireTime: Date;
   readonly completeTime: Date | null;
+}
+
+/** One row at most: the key-encryption key that everything is to be wrapped under. */
+export interface KeyRotationTable {
+  readonly id: Generated<number>;
+  readonly kekId: string;
+  readonly requestTime: Generated<Date>;
+}
+
+/** One row for each running vault process. */
+export interface VaultProcessesTable {
+  readonly processId: string;
+  readonly kekIds: readonly string[];
+  readonly reportTime: Generated<Date>;
 }

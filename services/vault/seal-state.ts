@@ -4,6 +4,7 @@ import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
 import type { KekProvider } from "./keyring.ts";
 import type { VaultDatabase } from "./schema.ts";
+import { countDataKeys } from "./sealed-tables.ts";
 
 /** What is known of the keys. */
 export interface KeyState {
@@ -53,7 +54,12 @@ export async function watchSealState(options: {
   }
 
   const check = async () => look(await countDataKeys(db));
-  const recheck = async () => (isOpen && stored ? look(stored) : check());
+
+  /** A key that is missing may be one that was retired after a rotation: what was counted before does not seal. */
+  async function recheck(): Promise<KeyState> {
+    const isSound = isOpen && stored && (await readKeyState(stored, provider)).sealedReason === undefined;
+    return isSound && stored ? look(stored) : check();
+  }
 
   // A key service that is away says nothing of the keys. Who was open stays so; who starts waits for it, sealed.
   await check().catch((error: unknown) => {
@@ -96,18 +102,4 @@ async function readKeyState(dataKeysByKek: ReadonlyMap<string, bigint>, provider
   const sealedReason =
     missing.length === 0 ? undefined : `stored rows need keys that the keyring has not: ${missing.join(", ")}`;
   return { sealedReason, activeKekId: active, dataKeysByKek };
-}
-
-async function countDataKeys(db: VaultDatabase): Promise<ReadonlyMap<string, bigint>> {
-  const counts = new Map<string, bigint>();
-  for (const table of ["credentials", "oauthClients", "authorizations", "revocations"] as const) {
-    const rows = await db
-      .selectFrom(table)
-      .select(["kekId", (eb) => eb.fn.countAll<bigint>().as("count")])
-      .where("kekId", "is not", null)
-      .groupBy("kekId")
-      .execute();
-    for (const { kekId, count } of rows) counts.set(String(kekId), (counts.get(String(kekId)) ?? 0n) + count);
-  }
-  return counts;
 }

@@ -12,6 +12,7 @@ import { countCredentials } from "./credentials.ts";
 import { leaseCredential } from "./lease.ts";
 import type { Refresher } from "./refresh.ts";
 import { countPendingRevocations } from "./revocations.ts";
+import type { Rotation } from "./rotation.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
@@ -28,7 +29,7 @@ export interface VaultServiceOptions {
 }
 
 /** The service over its collaborators. */
-export function vaultService(options: VaultServiceOptions, sealState: SealState): VaultHandlers {
+export function vaultService(options: VaultServiceOptions, sealState: SealState, rotation: Rotation): VaultHandlers {
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
     ...credentialHandlers(options),
     ...authorizationHandlers(options),
@@ -57,11 +58,11 @@ export function vaultService(options: VaultServiceOptions, sealState: SealState)
     importCredentials() {
       throw unimplemented("ImportCredentials");
     },
-    async rotateKeys() {
-      throw unimplemented("RotateKeys");
+    async rotateKeys({ activateKekId }) {
+      return { remaining: await rotation.begin(activateKekId) };
     },
   };
-  return { ...guarded(handlers, sealState), getVaultStatus: () => vaultStatus(options.db, sealState) };
+  return { ...guarded(handlers, sealState), getVaultStatus: () => vaultStatus(options.db, sealState, rotation) };
 }
 
 /** Asks before each call, once for all methods, so that none can forget it. */
@@ -76,10 +77,11 @@ function guarded<Methods extends object>(handlers: Methods, sealState: SealState
   return Object.fromEntries(entries);
 }
 
-async function vaultStatus(db: VaultDatabase, sealState: SealState) {
+async function vaultStatus(db: VaultDatabase, sealState: SealState, rotation: Rotation) {
   const { sealedReason, activeKekId, dataKeysByKek } = await sealState.check();
   const states = await countCredentials(db);
   const { count, time } = await countPendingRevocations(db);
+  const { damaged, processes, processesByKek } = await rotation.status();
   return {
     sealed: sealedReason !== undefined,
     sealedReason: sealedReason ?? "",
@@ -88,5 +90,8 @@ async function vaultStatus(db: VaultDatabase, sealState: SealState) {
     credentialsByState: Object.fromEntries(states.map(({ state, count }) => [state, count])),
     pendingRevocations: count,
     time,
+    damagedDataKeys: BigInt(damaged),
+    processes: BigInt(processes),
+    processesByKek: Object.fromEntries([...processesByKek].map(([id, held]) => [id, BigInt(held)])),
   };
 }

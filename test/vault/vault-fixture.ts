@@ -25,6 +25,7 @@ import { dataKeys } from "../../services/vault/data-keys.ts";
 import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
 import { createRefresher } from "../../services/vault/refresh.ts";
+import { startRotation } from "../../services/vault/rotation.ts";
 import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { watchSealState } from "../../services/vault/seal-state.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
@@ -110,9 +111,10 @@ export async function vaultFixture() {
     const address = `127.0.0.1:${account.internalPort}`;
     const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
     const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
+    const rotation = startRotation({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
     const server = await startServer({
       definition: CredentialVaultDefinition,
-      handlers: vaultService({ db: vaultDb, secrets, catalog, authorizer, refresher }, sealState),
+      handlers: vaultService({ db: vaultDb, secrets, catalog, authorizer, refresher }, sealState, rotation),
       callers: vaultCallers,
       authenticate: authenticator(keys, Date.now),
       internalAddress: "127.0.0.1:0",
@@ -136,9 +138,11 @@ export async function vaultFixture() {
       return createClient(CredentialVaultDefinition, options);
     }
     const stop = async () => {
+      ends.splice(0, ends.length, ...ends.filter((end) => end !== stop));
       for (const client of Object.values(clients)) client.close();
       await server.drain(2_000);
       sealState.stop();
+      await rotation.stop();
       await Promise.all([authorizer.idle(), refresher.idle()]);
       for (const end of own.splice(0)) await end();
       await egress.close();
@@ -147,7 +151,7 @@ export async function vaultFixture() {
       await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, authorizer, refresher, sealState };
+    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, secrets, stop };
   }
 
   const vault = await startVault();

@@ -24,8 +24,12 @@ export interface ExportCredentialsRequest {
 
 /** One credential of an export. */
 export interface ExportCredentialsResponse {
-  /** Output only. A compact JWE over the credential as JSON. */
+  /** Output only. A compact JWE over the credential as JSON; empty when it could not be read. */
   jwe: string;
+  /** Output only. The account. */
+  accountId: string;
+  /** Output only. Why it could not be read, as a stable name: `TAMPERED`. */
+  error: string;
 }
 
 /** One credential of an import. */
@@ -46,7 +50,10 @@ export interface ImportCredentialsResponse {
 
 /** Asks for the data keys to be wrapped anew under the active key-encryption key. */
 export interface RotateKeysRequest {
-  /** Optional. The key-encryption key to make active first. */
+  /**
+   * Optional. The key-encryption key that must be the active one, as a check that the right one was activated: which is
+   * active is said by the keyring or the key service, not here.
+   */
   activateKekId: string;
 }
 
@@ -75,7 +82,15 @@ export interface GetVaultStatusResponse {
   /** Output only. How many provider revocations are waiting. */
   pendingRevocations: bigint;
   /** Output only. The database's time. */
-  time: Date | undefined;
+  time:
+    | Date
+    | undefined;
+  /** Output only. How many data keys the answering process could not unwrap when it last rotated keys: their rows are damaged. */
+  damagedDataKeys: bigint;
+  /** Output only. How many vault processes are running, as far as they have reported within the last half minute. */
+  processes: bigint;
+  /** Output only. How many of those hold each key-encryption key: a key is activated when all do. */
+  processesByKek: { [key: string]: bigint };
 }
 
 export interface GetVaultStatusResponse_DataKeysByKekEntry {
@@ -84,6 +99,11 @@ export interface GetVaultStatusResponse_DataKeysByKekEntry {
 }
 
 export interface GetVaultStatusResponse_CredentialsByStateEntry {
+  key: string;
+  value: bigint;
+}
+
+export interface GetVaultStatusResponse_ProcessesByKekEntry {
   key: string;
   value: bigint;
 }
@@ -168,13 +188,19 @@ export const ExportCredentialsRequest: MessageFns<ExportCredentialsRequest> = {
 };
 
 function createBaseExportCredentialsResponse(): ExportCredentialsResponse {
-  return { jwe: "" };
+  return { jwe: "", accountId: "", error: "" };
 }
 
 export const ExportCredentialsResponse: MessageFns<ExportCredentialsResponse> = {
   encode(message: ExportCredentialsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.jwe !== "") {
       writer.uint32(10).string(message.jwe);
+    }
+    if (message.accountId !== "") {
+      writer.uint32(18).string(message.accountId);
+    }
+    if (message.error !== "") {
+      writer.uint32(26).string(message.error);
     }
     return writer;
   },
@@ -200,6 +226,22 @@ export const ExportCredentialsResponse: MessageFns<ExportCredentialsResponse> = 
             message.jwe = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.accountId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.error = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -218,6 +260,8 @@ export const ExportCredentialsResponse: MessageFns<ExportCredentialsResponse> = 
   fromPartial(object: DeepPartial<ExportCredentialsResponse>): ExportCredentialsResponse {
     const message = createBaseExportCredentialsResponse();
     message.jwe = object.jwe ?? "";
+    message.accountId = object.accountId ?? "";
+    message.error = object.error ?? "";
     return message;
   },
 };
@@ -521,6 +565,9 @@ function createBaseGetVaultStatusResponse(): GetVaultStatusResponse {
     credentialsByState: {},
     pendingRevocations: 0n,
     time: undefined,
+    damagedDataKeys: 0n,
+    processes: 0n,
+    processesByKek: {},
   };
 }
 
@@ -551,6 +598,21 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
     if (message.time !== undefined) {
       Timestamp.encode(toTimestamp(message.time), writer.uint32(58).fork()).join();
     }
+    if (message.damagedDataKeys !== 0n) {
+      if (BigInt.asIntN(64, message.damagedDataKeys) !== message.damagedDataKeys) {
+        throw new globalThis.Error("value provided for field message.damagedDataKeys of type int64 too large");
+      }
+      writer.uint32(64).int64(message.damagedDataKeys);
+    }
+    if (message.processes !== 0n) {
+      if (BigInt.asIntN(64, message.processes) !== message.processes) {
+        throw new globalThis.Error("value provided for field message.processes of type int64 too large");
+      }
+      writer.uint32(72).int64(message.processes);
+    }
+    globalThis.Object.entries(message.processesByKek).forEach(([key, value]: [string, bigint]) => {
+      GetVaultStatusResponse_ProcessesByKekEntry.encode({ key: key as any, value }, writer.uint32(82).fork()).join();
+    });
     return writer;
   },
 
@@ -629,6 +691,33 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
             message.time = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.damagedDataKeys = reader.int64() as bigint;
+            continue;
+          }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.processes = reader.int64() as bigint;
+            continue;
+          }
+          case 10: {
+            if (tag !== 82) {
+              break;
+            }
+
+            const entry10 = GetVaultStatusResponse_ProcessesByKekEntry.decode(reader, reader.uint32());
+            if (entry10.value !== undefined) {
+              message.processesByKek[entry10.key] = entry10.value;
+            }
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -669,6 +758,19 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
       ? BigInt(object.pendingRevocations)
       : 0n;
     message.time = object.time ?? undefined;
+    message.damagedDataKeys = (object.damagedDataKeys !== undefined && object.damagedDataKeys !== null)
+      ? BigInt(object.damagedDataKeys)
+      : 0n;
+    message.processes = (object.processes !== undefined && object.processes !== null) ? BigInt(object.processes) : 0n;
+    message.processesByKek = (globalThis.Object.entries(object.processesByKek ?? {}) as [string, bigint][]).reduce(
+      (acc: { [key: string]: bigint }, [key, value]: [string, bigint]) => {
+        if (value !== undefined) {
+          acc[key] = BigInt(value as string | number | bigint | boolean);
+        }
+        return acc;
+      },
+      {},
+    );
     return message;
   },
 };
@@ -818,6 +920,78 @@ export const GetVaultStatusResponse_CredentialsByStateEntry: MessageFns<
     object: DeepPartial<GetVaultStatusResponse_CredentialsByStateEntry>,
   ): GetVaultStatusResponse_CredentialsByStateEntry {
     const message = createBaseGetVaultStatusResponse_CredentialsByStateEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null) ? BigInt(object.value) : 0n;
+    return message;
+  },
+};
+
+function createBaseGetVaultStatusResponse_ProcessesByKekEntry(): GetVaultStatusResponse_ProcessesByKekEntry {
+  return { key: "", value: 0n };
+}
+
+export const GetVaultStatusResponse_ProcessesByKekEntry: MessageFns<GetVaultStatusResponse_ProcessesByKekEntry> = {
+  encode(message: GetVaultStatusResponse_ProcessesByKekEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0n) {
+      if (BigInt.asIntN(64, message.value) !== message.value) {
+        throw new globalThis.Error("value provided for field message.value of type int64 too large");
+      }
+      writer.uint32(16).int64(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetVaultStatusResponse_ProcessesByKekEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetVaultStatusResponse_ProcessesByKekEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = reader.int64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<GetVaultStatusResponse_ProcessesByKekEntry>): GetVaultStatusResponse_ProcessesByKekEntry {
+    return GetVaultStatusResponse_ProcessesByKekEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<GetVaultStatusResponse_ProcessesByKekEntry>,
+  ): GetVaultStatusResponse_ProcessesByKekEntry {
+    const message = createBaseGetVaultStatusResponse_ProcessesByKekEntry();
     message.key = object.key ?? "";
     message.value = (object.value !== undefined && object.value !== null) ? BigInt(object.value) : 0n;
     return message;
