@@ -8,7 +8,7 @@ import { credentialMessage, environmentName, receiptMessage } from "./credential
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
 import { destroyCredentials } from "./destroy.ts";
 import { factsOf, materialOf } from "./grants.ts";
-import { requireUsable, within } from "./lease.ts";
+import { requireUsable, shadowed, within } from "./lease.ts";
 import { isOauthApp } from "./provider.ts";
 import type { Refresher } from "./refresh.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -58,6 +58,7 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       const filter = { projectId, accountId, environment: environmentName(request.environment) };
       const row = await getCredential(db, filter);
       requireUsable(row);
+      if (row.shadow) throw shadowed();
       const isHeld = generation === 0n || generation === row.generation;
       if (isHeld) await within(refresher.refresh(row), call);
       const after = await getCredential(db, filter);

@@ -84,6 +84,30 @@ export interface DestroyFilter {
   readonly accountIds: readonly string[];
 }
 
+/** Which credentials an export asks for. */
+export interface StoredFilter {
+  readonly projectId?: string;
+  readonly environment?: EnvironmentName;
+}
+
+/** A page of the credentials that have a secret, in the order of their keys, after one of them. */
+export async function listStored(
+  db: VaultDatabase,
+  { projectId, environment }: StoredFilter,
+  after: CredentialKey,
+  limit: number,
+): Promise<readonly CredentialRow[]> {
+  return withReadTime(db)
+    .where(sql<boolean>`(project_id, account_id) > (${after.projectId}, ${after.accountId})`)
+    .where("blob", "is not", null)
+    .$if(projectId !== undefined, (query) => query.where("projectId", "=", projectId ?? ""))
+    .$if(environment !== undefined, (query) => query.where("environment", "=", environment ?? "production"))
+    .orderBy("projectId")
+    .orderBy("accountId")
+    .limit(limit)
+    .execute();
+}
+
 /** How many credentials are in each state, of all projects. */
 export async function countCredentials(db: VaultDatabase): Promise<readonly { state: string; count: bigint }[]> {
   return db
@@ -124,6 +148,8 @@ export interface GrantFacts {
   readonly lifetimeSeconds?: number;
   /** After how long it is due for a refresh; absent when it cannot be refreshed. */
   readonly refreshAfterSeconds?: number;
+  /** Whether another system still refreshes it. */
+  readonly shadow?: boolean;
 }
 
 /** The columns of those facts, on the database's clock. */
@@ -148,6 +174,7 @@ export async function putCredential(
     ...sealed,
     ...grantColumns(facts),
     oauthAppId: owner.oauthAppId,
+    shadow: facts.shadow ?? false,
     state: "ACTIVE" as const,
     stateReason: "",
     generation: (existing?.generation ?? 0n) + 1n,

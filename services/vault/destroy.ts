@@ -75,7 +75,8 @@ async function destroyAsRead(options: DestroyOptions, filter: DestroyFilter): Pr
 /** The outbox record for one credential, where its provider can be told. */
 async function prepare(options: DestroyOptions, row: CredentialRow): Promise<readonly PreparedRevocation[]> {
   const app = options.catalog.get(row.appSlug);
-  if (app === undefined || !isOauthApp(app) || app.oauth2.revoke === undefined) return [];
+  // A shadowed grant belongs to the system that it was imported from.
+  if (app === undefined || !isOauthApp(app) || app.oauth2.revoke === undefined || row.shadow) return [];
   try {
     const material = await options.secrets.open<CredentialMaterial>(credentialOwner(row), row);
     const client = await findOauthClient(options, row);

@@ -77,7 +77,7 @@ async function freshCredential(
   }
   const after = await getCredential(db, filter);
   requireUsable(after);
-  if (!isValid(after)) throw refreshFailing(after);
+  if (!isValid(after)) throw after.shadow ? shadowed() : refreshFailing(after);
   return { row: after, refreshed: after.generation !== row.generation };
 }
 
@@ -89,6 +89,15 @@ export function requireUsable({ state }: Pick<CredentialRow, "state">): void {
   if (state === "NEEDS_REAUTH") {
     throw new StatusError("FAILED_PRECONDITION", "NEEDS_REAUTH", "The user has to connect the account again.");
   }
+}
+
+/** What is only shadowed cannot be refreshed. */
+export function shadowed(): StatusError {
+  return new StatusError(
+    "FAILED_PRECONDITION",
+    "SHADOWED",
+    "The credential was imported as a shadow and is not refreshed here: cut it over.",
+  );
 }
 
 function isBackingOff({ retryTime, readTime }: CredentialRow): boolean {

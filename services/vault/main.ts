@@ -14,6 +14,7 @@ import { authenticator } from "./authenticate.ts";
 import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
 import { dataKeys } from "./data-keys.ts";
+import { readImportFormats } from "./import-formats.ts";
 import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
 import { createRefresher } from "./refresh.ts";
@@ -36,6 +37,16 @@ const config = readConfig({
   DEPUTY_DATABASE_URL: { kind: "url", help: "The vault's database, as its runtime role, without the password." },
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "That role's password." },
   ...kekSettings,
+  DEPUTY_IMPORT_KEY_FILE: {
+    kind: "secret",
+    default: "",
+    help: "A private JSON Web Key that imported records are encrypted to.",
+  },
+  DEPUTY_IMPORT_MAPPING_FILE: {
+    kind: "path",
+    default: "",
+    help: "How other systems' records become ours, YAML: docs/vault.md.",
+  },
 });
 
 const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
@@ -66,10 +77,11 @@ const account = createClient(AccountServiceDefinition, {
   service: "account",
 });
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
+const importFormats = await readImportFormats(config.DEPUTY_IMPORT_KEY_FILE, config.DEPUTY_IMPORT_MAPPING_FILE);
 const rotation = startRotation({ db, provider: keks.provider, log, intervalMs: 5_000 });
 const server = await startServer({
   definition: CredentialVaultDefinition,
-  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState, rotation),
+  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, { sealState, rotation, importFormats }),
   callers: vaultCallers,
   authenticate: authenticator(account, Date.now),
   internalAddress: config.DEPUTY_VAULT_INTERNAL_ADDRESS,

@@ -32,6 +32,15 @@ export async function findOauthClient(
   return { clientId: row.clientId, secrets: values };
 }
 
+/** Whether there is a client for an app; opens nothing. */
+export async function hasOauthClient(
+  db: VaultDatabase,
+  { projectId, oauthAppId, appSlug }: OauthClientKey & { readonly appSlug: string },
+): Promise<boolean> {
+  const row = await selectOauthClient(db, { projectId, oauthAppId }).executeTakeFirst();
+  return row !== undefined && row.destroyTime === null && row.appSlug === appSlug;
+}
+
 /** Stores a client, or puts other secrets in the place of its own. */
 export async function putOauthClient(
   { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },

@@ -45,7 +45,8 @@ export async function beginRefresh(
   const { generation, intent, strict } = options;
   return db.transaction().execute(async (transaction): Promise<IntentOutcome> => {
     const row = await lockCredential(transaction, key);
-    if (row === undefined || !isUsable(row)) return { kind: "unusable" };
+    // Shadowed: the system that it comes from refreshes it, and a second refresh could kill the grant.
+    if (row === undefined || !isUsable(row) || row.shadow) return { kind: "unusable" };
     if (row.generation !== generation) return { kind: "current" };
     if (row.retryTime !== null && row.retryTime > row.readTime) return { kind: "backoff" };
     const ageMs =

@@ -9,6 +9,7 @@ import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
 import { environmentName } from "./credential-messages.ts";
 import { countCredentials } from "./credentials.ts";
+import type { ImportFormats } from "./import-formats.ts";
 import { leaseCredential } from "./lease.ts";
 import type { Refresher } from "./refresh.ts";
 import { countPendingRevocations } from "./revocations.ts";
@@ -16,6 +17,7 @@ import type { Rotation } from "./rotation.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
+import { transferHandlers } from "./transfer-handlers.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
 
@@ -28,11 +30,22 @@ export interface VaultServiceOptions {
   readonly refresher: Refresher;
 }
 
+/** What operators look at and work with. */
+export interface Operations {
+  readonly sealState: SealState;
+  readonly rotation: Rotation;
+  readonly importFormats: ImportFormats;
+}
+
 /** The service over its collaborators. */
-export function vaultService(options: VaultServiceOptions, sealState: SealState, rotation: Rotation): VaultHandlers {
+export function vaultService(
+  options: VaultServiceOptions,
+  { sealState, rotation, importFormats }: Operations,
+): VaultHandlers {
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
     ...credentialHandlers(options),
     ...authorizationHandlers(options),
+    ...transferHandlers(options, importFormats),
     async leaseInjection({ projectId, environment, externalUserId, accountId }, call) {
       const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
       const lease = await leaseCredential(options, filter, call);
@@ -51,12 +64,6 @@ export function vaultService(options: VaultServiceOptions, sealState: SealState,
     },
     watchLeases() {
       throw unimplemented("WatchLeases");
-    },
-    exportCredentials() {
-      throw unimplemented("ExportCredentials");
-    },
-    importCredentials() {
-      throw unimplemented("ImportCredentials");
     },
     async rotateKeys({ activateKekId }) {
       return { remaining: await rotation.begin(activateKekId) };

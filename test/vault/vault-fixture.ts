@@ -22,6 +22,7 @@ import { authenticator } from "../../services/vault/authenticate.ts";
 import { createAuthorizer } from "../../services/vault/authorize.ts";
 import { vaultCallers } from "../../services/vault/callers.ts";
 import { dataKeys } from "../../services/vault/data-keys.ts";
+import type { ImportFormats } from "../../services/vault/import-formats.ts";
 import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
 import { createRefresher } from "../../services/vault/refresh.ts";
@@ -95,7 +96,9 @@ export async function vaultFixture() {
   ends.push(() => db.destroy());
 
   /** Starts a vault process's parts, as main.ts puts them together. */
-  async function startVault(more: { timeoutMs?: number; keyringFile?: string; worker?: boolean } = {}) {
+  async function startVault(
+    more: { timeoutMs?: number; keyringFile?: string; worker?: boolean; importFormats?: ImportFormats } = {},
+  ) {
     const own: (() => unknown)[] = [];
     const lines: string[] = [];
     const log = createLogger("vault", "info", { write: (line) => lines.push(line) });
@@ -114,7 +117,10 @@ export async function vaultFixture() {
     const rotation = startRotation({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
     const server = await startServer({
       definition: CredentialVaultDefinition,
-      handlers: vaultService({ db: vaultDb, secrets, catalog, authorizer, refresher }, sealState, rotation),
+      handlers: vaultService(
+        { db: vaultDb, secrets, catalog, authorizer, refresher },
+        { sealState, rotation, importFormats: more.importFormats ?? {} },
+      ),
       callers: vaultCallers,
       authenticate: authenticator(keys, Date.now),
       internalAddress: "127.0.0.1:0",
