@@ -4,6 +4,7 @@ import { copyFile } from "node:fs/promises";
 import { join } from "node:path";
 import { sql } from "kysely";
 import { expect, test } from "vitest";
+import { fileKeyring } from "../../services/vault/keyring.ts";
 import { runKeyringCommand } from "../../services/vault/keyring-command.ts";
 import { insertKeys, keyOf } from "./rotated-rows.ts";
 import { soon, until, vaultFixture, whose } from "./vault-fixture.ts";
@@ -180,6 +181,24 @@ test("refuses a key that the keyring has not, that is not active, or that anothe
   await other.stop();
   expect((await status()).processes).toBe(1n);
   await expect(refused(newest)).resolves.toBeDefined();
+});
+
+test("a process whose keyring has the old key active wraps nothing back", async () => {
+  const accountId = await vault.connectAccount();
+  const behind = join(vault.directory, "behind.json");
+  await command("add", keyringFile);
+  await copyFile(keyringFile, behind);
+  const { active: old, all } = await fileKeyring({ path: behind }).keyIds();
+  const fresh = all.at(-1) ?? "";
+  await command("activate", keyringFile, fresh);
+  await operator.rotateKeys({ activateKekId: fresh }, soon());
+  await untilRotated(fresh);
+  const late = await vault.startVault({ keyringFile: behind, worker: false });
+  await until(() => late.lines.some((line) => line.includes("another key is active here")));
+  expect(late.sealState.isOpen()).toBe(true);
+  expect((await vault.rowOf(accountId)).kekId).toBe(fresh);
+  expect((await status()).dataKeysByKek[old]).toBeUndefined();
+  await late.stop();
 });
 
 test("lets nobody but the operator rotate", async () => {
