@@ -73,10 +73,14 @@ export function startRotation({ db, provider, log, intervalMs }: RotationOptions
   let damaged = 0;
 
   async function report(): Promise<void> {
-    // A sealed process holds none, which keeps others from a rotation that it could not follow.
     const kekIds = await provider.keyIds().then(
       ({ all }) => all,
-      () => [],
+      (error: unknown) => {
+        // A sealed process holds none, which keeps others from a rotation that it could not follow. A key service that is
+        // away says nothing: the report before stands until it is too old.
+        if (error instanceof StatusError && error.reason === "SEALED") return [];
+        throw error;
+      },
     );
     await reportKeks(db, processId, kekIds);
   }
