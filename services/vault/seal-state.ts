@@ -39,10 +39,8 @@ export async function watchSealState(options: {
   let isOpen: boolean | undefined;
   let stored: ReadonlyMap<string, bigint> | undefined;
 
-  /** `counted` gives what the rows need; counting reads whole tables, so an open vault's timer goes without. */
-  async function look(counted: ReadonlyMap<string, bigint>): Promise<KeyState> {
-    stored = counted;
-    const state = await readKeyState(counted, provider);
+  function settle(state: KeyState): KeyState {
+    stored = state.dataKeysByKek;
     const opens = state.sealedReason === undefined;
     if (opens !== isOpen) {
       isOpen = opens;
@@ -53,12 +51,16 @@ export async function watchSealState(options: {
     return state;
   }
 
-  const check = async () => look(await countDataKeys(db));
+  /** A key may be retired, after a rotation, between the count and the look at the keyring: before it seals, rows are counted again. */
+  async function check(): Promise<KeyState> {
+    const state = await readKeyState(await countDataKeys(db), provider);
+    return settle(state.sealedReason === undefined ? state : await readKeyState(await countDataKeys(db), provider));
+  }
 
-  /** A key that is missing may be one that was retired after a rotation: what was counted before does not seal. */
+  /** Counting reads whole indexes: an open vault goes without, as long as it has the keys that were needed before. */
   async function recheck(): Promise<KeyState> {
-    const isSound = isOpen && stored && (await readKeyState(stored, provider)).sealedReason === undefined;
-    return isSound && stored ? look(stored) : check();
+    const state = isOpen && stored ? await readKeyState(stored, provider) : undefined;
+    return state !== undefined && state.sealedReason === undefined ? settle(state) : check();
   }
 
   // A key service that is away says nothing of the keys. Who was open stays so; who starts waits for it, sealed.
