@@ -130,11 +130,11 @@ export function startRotation({ db, provider, log, intervalMs }: RotationOptions
       await report();
       const lacking = (await listReports(db)).filter(({ kekIds }) => !kekIds.includes(active)).length;
       if (lacking > 0) throw notEverywhere(lacking);
-      await putRotationTarget(db, active);
       const remaining = [...(await countDataKeys(db))].reduce(
         (sum, [id, count]) => sum + (id === active ? 0n : count),
         0n,
       );
+      await putRotationTarget(db, active);
       log.info({ targetKekId: active, remaining: Number(remaining) }, "keys are being rotated");
       wake.abort();
       return remaining;
