@@ -16,6 +16,7 @@ import { vaultCallers } from "./callers.ts";
 import { dataKeys } from "./data-keys.ts";
 import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
+import { listenForLeases } from "./lease-signals.ts";
 import { createRefresher } from "./refresh.ts";
 import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
@@ -58,6 +59,7 @@ const egress = openEgress(outgoing);
 const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
 const authorizer = createAuthorizer({ db, secrets, catalog, providers, log });
+const signals = listenForLeases(database, log);
 const refresher = createRefresher({ db, locks, secrets, catalog, providers, log });
 const account = createClient(AccountServiceDefinition, {
   address: config.DEPUTY_ACCOUNT_ADDRESS,
@@ -67,7 +69,7 @@ const account = createClient(AccountServiceDefinition, {
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
 const server = await startServer({
   definition: CredentialVaultDefinition,
-  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState),
+  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState, signals),
   callers: vaultCallers,
   authenticate: authenticator(account, Date.now),
   internalAddress: config.DEPUTY_VAULT_INTERNAL_ADDRESS,
@@ -81,6 +83,8 @@ log.info({ address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen
 
 stopInOrder(
   log,
+  // First, because streams would hold up the drain; proxies then turn to another process.
+  signals.stop,
   server.drain,
   sealState.stop,
   // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.

@@ -9,6 +9,8 @@ export interface VaultTables {
   readonly oauthClients: OauthClientsTable;
   readonly authorizations: AuthorizationsTable;
   readonly revocations: RevocationsTable;
+  readonly leaseWatchers: LeaseWatchersTable;
+  readonly leaseInvalidations: LeaseInvalidationsTable;
 }
 
 /** The database, or a transaction in it. */
@@ -111,4 +113,21 @@ export interface RevocationsTable {
   readonly createTime: Generated<Date>;
   readonly expireTime: Date;
   readonly completeTime: Date | null;
+}
+
+/** One row for each proxy process that watches leases. */
+export interface LeaseWatchersTable {
+  readonly proxyId: string;
+  readonly watchId: string;
+  readonly acknowledgedSequence: bigint;
+  readonly lastSeenTime: Date;
+}
+
+/** Accounts whose leases were ended, in the order of the commits. */
+export interface LeaseInvalidationsTable {
+  readonly sequence: Generated<bigint>;
+  readonly projectId: string;
+  readonly accountId: string;
+  readonly reason: "REVOKED" | "RECONNECTED";
+  readonly createTime: Generated<Date>;
 }

@@ -10,11 +10,14 @@ import { credentialHandlers } from "./credential-handlers.ts";
 import { environmentName } from "./credential-messages.ts";
 import { countCredentials } from "./credentials.ts";
 import { leaseCredential } from "./lease.ts";
+import type { LeaseSignals } from "./lease-signals.ts";
+import { requireWatching } from "./lease-watchers.ts";
 import type { Refresher } from "./refresh.ts";
 import { countPendingRevocations } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
+import { watchLeases } from "./watch-leases.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
 
@@ -28,11 +31,12 @@ export interface VaultServiceOptions {
 }
 
 /** The service over its collaborators. */
-export function vaultService(options: VaultServiceOptions, sealState: SealState): VaultHandlers {
+export function vaultService(options: VaultServiceOptions, sealState: SealState, signals: LeaseSignals): VaultHandlers {
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
-    ...credentialHandlers(options),
+    ...credentialHandlers({ ...options, signals }),
     ...authorizationHandlers(options),
-    async leaseInjection({ projectId, environment, externalUserId, accountId }, call) {
+    async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {
+      await requireWatching(options.db, proxyId);
       const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
       const lease = await leaseCredential(options, filter, call);
       return {
@@ -48,9 +52,7 @@ export function vaultService(options: VaultServiceOptions, sealState: SealState)
     async revealCredential() {
       throw unimplemented("RevealCredential");
     },
-    watchLeases() {
-      throw unimplemented("WatchLeases");
-    },
+    watchLeases: (requests, call) => watchLeases({ db: options.db, signals }, requests, call),
     exportCredentials() {
       throw unimplemented("ExportCredentials");
     },

@@ -20,6 +20,8 @@ export interface ProviderShim {
   readonly address: string;
   /** Paths of the requests that came, in order. */
   readonly requests: string[];
+  /** What the provider was asked for tokens, what it answered, and when, by the monotonic clock. */
+  readonly tokenAnswers: { readonly asked: string; readonly body: string; readonly timeMs: number }[];
   /** Judges each request from now on; a promise holds it. */
   misbehave(judge: (path: string) => Fault | Promise<Fault>): void;
   stop(): Promise<void>;
@@ -31,6 +33,7 @@ export async function startProviderShim(
   tls: { readonly key: string; readonly certificate: string; readonly ca: string },
 ): Promise<ProviderShim> {
   const requests: string[] = [];
+  const tokenAnswers: { asked: string; body: string; timeMs: number }[] = [];
   let judge: (path: string) => Fault | Promise<Fault> = () => undefined;
 
   async function handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -53,6 +56,9 @@ export async function startProviderShim(
     forwarded.end(body);
     const [answer] = (await once(forwarded, "response")) as [IncomingMessage];
     const content = Buffer.concat(await answer.toArray());
+    if (path === "/token") {
+      tokenAnswers.push({ asked: body.toString(), body: content.toString(), timeMs: performance.now() });
+    }
     if (fault === "lose answer") response.destroy();
     else response.writeHead(answer.statusCode ?? 502, answer.headers).end(content);
   }
@@ -67,6 +73,7 @@ export async function startProviderShim(
     url: `https://${address}`,
     address,
     requests,
+    tokenAnswers,
     misbehave: (next) => {
       judge = next;
     },

@@ -24,6 +24,7 @@ import { vaultCallers } from "../../services/vault/callers.ts";
 import { dataKeys } from "../../services/vault/data-keys.ts";
 import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
+import { listenForLeases } from "../../services/vault/lease-signals.ts";
 import { createRefresher } from "../../services/vault/refresh.ts";
 import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { watchSealState } from "../../services/vault/seal-state.ts";
@@ -33,12 +34,15 @@ import { createTestDatabase } from "../support/postgres.ts";
 import { startProviderShim } from "../support/provider-shim.ts";
 import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
 import { testTls } from "../support/tls.ts";
+import { watchLeasesAs } from "./watching-proxy.ts";
 
 type Vault = Client<typeof CredentialVaultDefinition>;
 type Service = "account" | "proxy" | "operator" | "gateway";
 
 const clientId = "deputy-test";
 const clientSecret = "a secret: with % and +";
+/** The proxy that leases are given to, on whatever vault, unless a test names another. */
+export const watchingProxyId = "prx_of_the_fixture";
 export const redirectUri = "http://127.0.0.1:9/oauth/callback";
 export const whose = { projectId: "proj_1", environment: Environment.DEVELOPMENT, externalUserId: "user-1" };
 const claims: IdentityClaims = { sub: "cli_1", project_id: "proj_1", scope: "connect:proxy" };
@@ -105,6 +109,7 @@ export async function vaultFixture() {
     const providers = { egress, exemptTargets, ...(more.timeoutMs !== undefined && { timeoutMs: more.timeoutMs }) };
     const locks = accountLocks(access);
     const authorizer = createAuthorizer({ db: vaultDb, secrets, catalog, providers, log });
+    const signals = listenForLeases(access, log);
     const refresher = createRefresher({ db: vaultDb, locks, secrets, catalog, providers, log });
     const vaultTls = await testTls("vault");
     const address = `127.0.0.1:${account.internalPort}`;
@@ -112,7 +117,7 @@ export async function vaultFixture() {
     const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
     const server = await startServer({
       definition: CredentialVaultDefinition,
-      handlers: vaultService({ db: vaultDb, secrets, catalog, authorizer, refresher }, sealState),
+      handlers: vaultService({ db: vaultDb, secrets, catalog, authorizer, refresher }, sealState, signals),
       callers: vaultCallers,
       authenticate: authenticator(keys, Date.now),
       internalAddress: "127.0.0.1:0",
@@ -133,9 +138,13 @@ export async function vaultFixture() {
     }
     async function connect(service: Service) {
       const options = { address: `127.0.0.1:${server.internalPort}`, tls: await testTls(service), service: "vault" };
-      return createClient(CredentialVaultDefinition, options);
+      const client = createClient(CredentialVaultDefinition, options);
+      const leaseInjection: Vault["leaseInjection"] = (request, call) =>
+        client.leaseInjection({ proxyId: watchingProxyId, ...request }, call);
+      return { ...client, leaseInjection };
     }
     const stop = async () => {
+      await signals.stop();
       for (const client of Object.values(clients)) client.close();
       await server.drain(2_000);
       sealState.stop();
@@ -147,11 +156,12 @@ export async function vaultFixture() {
       await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, authorizer, refresher, sealState };
+    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, stop };
   }
 
   const vault = await startVault();
   const [asAccount, asProxy] = [await vault.as("account"), await vault.as("proxy")];
+  const watching = await watchLeasesAs(asProxy, watchingProxyId);
   const oauthAppId = "oa_1";
   const putClient = (clientSecrets = [clientSecret]) =>
     asAccount.putOauthClient({ projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets }, soon());
@@ -183,7 +193,21 @@ export async function vaultFixture() {
     client.leaseInjection({ ...whose, accountId }, soon(bearer));
 
   return {
-    ...{ database, db, provider, shim, catalog, vault, asAccount, asProxy, oauthAppId, token, keyringFile, directory },
+    ...{
+      database,
+      db,
+      provider,
+      shim,
+      catalog,
+      vault,
+      asAccount,
+      asProxy,
+      watching,
+      oauthAppId,
+      token,
+      keyringFile,
+      directory,
+    },
     ...{ startVault, putClient, newAccountId, consent, connectAccount, clientSecret },
     lease: (accountId: string, bearer?: string) => leaseBy(asProxy, accountId, bearer),
     leaseBy,
@@ -191,6 +215,11 @@ export async function vaultFixture() {
     endTokenIn: async (accountId: string, seconds: number) => {
       const expireTime = sql<Date>`now() + make_interval(secs => ${seconds})`;
       await db.updateTable("credentials").set({ expireTime }).where("accountId", "=", accountId).execute();
+    },
+    /** As if the proxy had not been heard for so many seconds; its next word undoes it. */
+    pauseHeartbeatsOf: async (proxyId: string, seconds: number) => {
+      const lastSeenTime = sql<Date>`now() - make_interval(secs => ${seconds})`;
+      await db.updateTable("leaseWatchers").set({ lastSeenTime }).where("proxyId", "=", proxyId).execute();
     },
     rowOf: (accountId: string) =>
       db.selectFrom("credentials").selectAll().where("accountId", "=", accountId).executeTakeFirstOrThrow(),
