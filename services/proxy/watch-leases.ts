@@ -24,8 +24,8 @@ export interface LeaseWatch {
   stop(): Promise<void>;
 }
 
-// Every call has a deadline; a stream that meets it is opened again.
-const streamMs = 12 * 3_600_000;
+// Every call has a deadline, of an hour at most; a stream that meets it is opened again.
+const streamMs = 50 * 60_000;
 const firstPauseMs = 50;
 const longestPauseMs = 2_000;
 // For a goodbye that has to reach the vault before the connection closes.
@@ -87,10 +87,9 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
         fault = error;
       });
       if (stopping.signal.aborted) return;
-      if (began) {
-        log.warn({ err: fault }, "the watch over leases was lost");
-        onChange(false);
-      }
+      // Once for each time that the vault is away, not for each attempt.
+      if (began || pauseMs === firstPauseMs) log.warn({ err: fault }, "the vault is not watched");
+      if (began) onChange(false);
       await sleep(pauseMs * (0.5 + Math.random()), undefined, { signal: stopping.signal }).catch(() => undefined);
       pauseMs = Math.min(pauseMs * 2, longestPauseMs);
     }

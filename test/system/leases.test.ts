@@ -92,11 +92,13 @@ test("a stopped proxy with a lease in hand delays the answer by the lease time, 
   await forward(proxyC, doomed);
   const { answer } = await withLeaseInHand(proxyC, doomed);
   proxyC.child.process.kill("SIGSTOP");
+  // Waits in the stopped process's socket from now on, and is the first thing that it reads.
+  proxyC.toAccount.release();
   const answerMs = await timed(remove(doomed));
   const started = await startsAfterAnswer(doomed);
   proxyC.child.process.kill("SIGCONT");
-  proxyC.toAccount.release();
-  await expect(answer).rejects.toMatchObject({ reason: "ACCOUNT_REVOKED" });
+  // The latter when a ping was under way as the process stopped, and its time is up when it goes on.
+  await expect(answer).rejects.toMatchObject({ reason: expect.stringMatching(/^(ACCOUNT_REVOKED|UNAVAILABLE)$/) });
   await sleep(500);
   expect(startsOf(doomed)).toHaveLength(started);
   expect(answerMs).toBeLessThan(leaseMs + 2_000);
@@ -111,10 +113,13 @@ test("a proxy cut off from its vault delays the answer by the lease time, and st
   await forward(proxyB, doomed);
   const { answer } = await withLeaseInHand(proxyB, doomed);
   proxyB.toVault.hold("all");
-  const answerMs = await timed(remove(doomed));
-  const started = await startsAfterAnswer(doomed);
+  const removed = timed(remove(doomed));
+  // It has noticed the silence by itself; its lease would still last.
+  await sleep(4_000);
+  const started = startsOf(doomed).length;
   proxyB.toAccount.release();
   await expect(answer).rejects.toMatchObject({ reason: "VAULT_UNREACHABLE" });
+  const answerMs = await removed;
   await expect(forward(proxyB, doomed)).rejects.toMatchObject({ reason: "VAULT_UNREACHABLE" });
   expect(startsOf(doomed)).toHaveLength(started);
   // Nobody waits for it any longer, and it finds its way back.
@@ -124,7 +129,7 @@ test("a proxy cut off from its vault delays the answer by the lease time, and st
   proxyB.toVault.release();
   const healed = await newAccount("healed");
   await until(async () => (await forward(proxyB, healed).catch(() => undefined))?.status === 200, 20_000);
-  await expect(forward(proxyB, doomed)).rejects.toMatchObject({ reason: /ACCOUNT_/ });
+  await expect(forward(proxyB, doomed)).rejects.toMatchObject({ reason: expect.stringMatching(/^ACCOUNT_/) });
   expect(startsOf(doomed)).toHaveLength(started);
   await annotate(`answered after ${answerMs.toFixed(0)} ms`);
 }, 90_000);
@@ -154,7 +159,7 @@ test("200 forwards that need a refresh race RevokeAllAccounts, and nothing comes
   expect(outcomes.filter((one) => one !== "200" && !/^ACCOUNT_/.test(one))).toEqual([]);
   for (const [index, accountId] of accountIds.entries()) {
     const refused = (proxies[index % 3] ?? proxyA).client.forward(request(accountId), call());
-    await expect(refused).rejects.toMatchObject({ reason: /^ACCOUNT_/ });
+    await expect(refused).rejects.toMatchObject({ reason: expect.stringMatching(/^ACCOUNT_/) });
   }
   const { url, password } = stack.postgres;
   const options = { applicationName: "test", statementTimeoutMs: 10_000 };
