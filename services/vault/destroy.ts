@@ -45,8 +45,9 @@ export async function destroyCredentials(
 ): Promise<readonly DestroyedCredential[]> {
   for (let round = 0; round < maxRounds; round += 1) {
     if (!(await destroyAsRead(options, filter))) continue;
+    const destroyed = await describe(options.db, filter);
     await untilLeasesEnd(options, filter);
-    return describe(options.db, filter);
+    return destroyed;
   }
   throw new StatusError("ABORTED", "CONCURRENT_CHANGE", "The credentials keep changing: try again.");
 }

@@ -13,7 +13,7 @@ const accountCount = 40;
 // With one re-connection each: 200.
 const refreshesPerAccount = 4;
 const spreadMs = 400;
-const providerMs = 1_500;
+const providerMs = 3_000;
 
 const refusal = (error: unknown) => (error as { reason?: string }).reason ?? String(error);
 const faults = (lines: readonly string[]) => lines.filter((line) => line.includes('"INTERNAL"'));
@@ -32,20 +32,24 @@ test("nothing comes back to life when revokes race 200 refreshes and re-connecti
     return undefined;
   });
   const destroyedMs = new Map<string, number>();
-  async function race(accountId: string): Promise<string[]> {
+  async function race(accountId: string, index: number): Promise<string[]> {
     const named = { projectId: whose.projectId, environment: whose.environment, accountId };
-    const attempt = async (work: () => Promise<unknown>) => {
-      await sleep(Math.random() * spreadMs);
+    const attempt = async (work: () => Promise<unknown>, withinMs = spreadMs) => {
+      await sleep(Math.random() * withinMs);
       return work().then(() => "OK", refusal);
     };
     const refreshes = Array.from({ length: refreshesPerAccount }, (_, index) =>
       attempt(() => (accounts[index % 2] ?? accounts[0]).refreshCredential(named, soon())),
     );
     const reconnection = attempt(() => accounts[1].completeAuthorization(redirects.get(accountId) ?? {}, soon()));
-    const revoke = attempt(async () => {
-      await accounts[0].destroyCredentials({ ...named, accountIds: [accountId] }, soon());
-      destroyedMs.set(accountId, performance.now());
-    });
+    const revoke = attempt(
+      async () => {
+        await accounts[0].destroyCredentials({ ...named, accountIds: [accountId] }, soon());
+        destroyedMs.set(accountId, performance.now());
+        // Half of them early, so that something comes too late, and half of them late, so that something is in time.
+      },
+      index % 2 === 0 ? spreadMs : 2 * providerMs,
+    );
     return Promise.all([revoke, reconnection, ...refreshes]);
   }
   const outcomes = await Promise.all(names.map(race));
