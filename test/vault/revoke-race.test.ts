@@ -13,7 +13,7 @@ const accountCount = 40;
 // With one re-connection each: 200.
 const refreshesPerAccount = 4;
 const spreadMs = 400;
-const providerMs = 3_000;
+const providerMs = 1_500;
 
 const refusal = (error: unknown) => (error as { reason?: string }).reason ?? String(error);
 const faults = (lines: readonly string[]) => lines.filter((line) => line.includes('"INTERNAL"'));
