@@ -88,6 +88,7 @@ const account = createClient(AccountServiceDefinition, {
 });
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
 if (sealState.isOpen()) await drainSpool(refreshing);
+else sealState.onChange((open) => void (open && drainSpool(refreshing)));
 const server = await startServer({
   definition: CredentialVaultDefinition,
   handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState, signals),
@@ -107,9 +108,8 @@ stopInOrder(
   log,
   // First, because streams would hold up the drain; proxies then turn to another process.
   signals.stop,
-  server.drain,
+  (timeoutMs) => Promise.all([server.drain(timeoutMs), loop.stop()]),
   sealState.stop,
-  loop.stop,
   // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.
   () => Promise.all([authorizer.idle(), refresher.idle()]),
   jobs.stop,
