@@ -40,21 +40,25 @@ test("an OAuth client that is refused is tried by one probe at a time, marks nob
   expect((await lease(accounts[0] ?? "")).lease).toMatchObject({ generation: 1n });
 
   const probeNow = { probeTime: new Date(Date.now() - 1_000) };
-  const due = async () => {
-    await db.updateTable("oauthClients").set(probeNow).where("oauthAppId", "=", refusing.oauthAppId).execute();
-    await makeDue(...accounts);
-  };
-  await due();
+  const letProbe = () =>
+    db.updateTable("oauthClients").set(probeNow).where("oauthAppId", "=", refusing.oauthAppId).execute();
+  await letProbe();
+  await makeDue(...accounts);
   await until(() => refusing.shim.requests.length === sent + 1);
   await until(async () => (await breakerOf(refusing.oauthAppId)).rejections === 2);
   await new Promise((resolve) => setTimeout(resolve, 500));
   expect(refusing.shim.requests.length, "one probe for six accounts").toBe(sent + 1);
 
   refusing.shim.misbehave(() => granted());
-  await due();
+  const [probing = "", ...waiting] = accounts;
+  await letProbe();
+  await makeDue(probing);
   await until(async () => (await breakerOf(refusing.oauthAppId)).probeTime === null);
-  const times = await Promise.all(accounts.map(async (id) => (await rowOf(id)).nextRefreshTime?.getTime() ?? 0));
-  expect(new Set(times).size, "spread").toBeGreaterThan(3);
+  const released = async () => Promise.all(waiting.map(rowOf));
+  await until(async () => (await released()).every(({ retryTime }) => retryTime === null), 2_000);
+  const times = (await released()).map(({ nextRefreshTime }) => nextRefreshTime?.getTime() ?? 0);
+  expect(Math.max(...times)).toBeLessThan(Date.now() + 31_000);
+  expect(new Set(times).size, "spread").toBe(5);
   await makeDue(...accounts);
   await until(async () => (await countOf("refusing", "ACTIVE ")) === 6);
   expect(lines.some((line) => line.includes("its breaker is open"))).toBe(true);
@@ -186,6 +190,23 @@ test("where nothing rotates a lost answer is asked for again at once", async () 
   const accountId = await lenient.importAccount();
   await until(async () => (await rowOf(accountId)).generation === 2n);
   expect(lost).toBe(2);
+});
+
+test("an account that was taken for dead lives when the refresh that was under way brings its token after all", async () => {
+  const gate = Promise.withResolvers<void>();
+  let held = false;
+  lenient.shim.misbehave(async () => {
+    held = true;
+    await gate.promise;
+    return granted();
+  });
+  const accountId = await lenient.importAccount();
+  await until(() => held);
+  const dead = { state: "NEEDS_REAUTH" as const, stateReason: "INVALID_GRANT", nextRefreshTime: null };
+  await db.updateTable("credentials").set(dead).where("accountId", "=", accountId).execute();
+  gate.resolve();
+  await until(async () => (await rowOf(accountId)).generation === 2n);
+  expect(await rowOf(accountId)).toMatchObject({ state: "ACTIVE", stateReason: "" });
 });
 
 test("no line of the log holds a token", () => {

@@ -12,8 +12,10 @@ const quick = await addApp(vault, "quick");
 const slow = await addApp(vault, "slow");
 const budgeted = await addApp(vault, "budgeted", { token: { refreshes_per_minute: 12 } });
 const idle = await addApp(vault, "idle", { lifecycle: { refresh_idle_seconds: 1000 } });
-const looping = await vault.startVault({ loop: true, worker: false });
-await vault.startVault({ loop: true, worker: false });
+const looping = [
+  await vault.startVault({ loop: true, worker: false }),
+  await vault.startVault({ loop: true, worker: false }),
+];
 
 const generations = async (accountIds: readonly string[]) =>
   Promise.all(accountIds.map(async (accountId) => (await rowOf(accountId)).generation));
@@ -165,7 +167,7 @@ test("a claim is nobody else's, comes back when its process is gone, and leaves 
 
 test("claims nothing more when it stops, and stores what is under way first", async () => {
   const alone = await vault.startVault({ worker: false, loop: true });
-  await looping.loop?.stop();
+  for (const { loop } of looping) await loop?.stop();
   const gate = Promise.withResolvers<void>();
   let atWork = 0;
   slow.shim.misbehave(async () => {
@@ -179,9 +181,11 @@ test("claims nothing more when it stops, and stores what is under way first", as
   const stopping = alone.loop?.stop().then(() => {
     stopped = true;
   });
-  await new Promise((resolve) => setTimeout(resolve, 200));
+  const late = await slow.importAccount();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(stopped).toBe(false);
   gate.resolve();
   await stopping;
-  expect(stopped).toBe(true);
-  await until(allAt(accounts, 2n));
+  expect(await generations([...accounts, late])).toEqual([2n, 2n, 2n, 1n]);
+  expect(atWork).toBe(3);
 });
