@@ -2,6 +2,8 @@
 // answer that was lost costs an account only where nothing else is possible.
 import { expect, test } from "vitest";
 import { CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
+import { recordRefusal } from "../../services/vault/blast-radius.ts";
+import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { addApp, granted } from "./stand-in-app.ts";
 import { soon, until, vaultFixture } from "./vault-fixture.ts";
 
@@ -9,6 +11,7 @@ const vault = await vaultFixture();
 const { db, rowOf, lease, makeDue, endTokenIn, shim, credential } = vault;
 const refusing = await addApp(vault, "refusing");
 const mass = await addApp(vault, "mass");
+const crowd = await addApp(vault, "crowd");
 const released = await addApp(vault, "released");
 const classed = await addApp(vault, "classed", {
   errors: { name_at: "fault.code", terminal: [{ error: "token_gone" }], integration: [{ status: 403 }] },
@@ -115,6 +118,26 @@ test("marks ten accounts when a provider refuses everybody, keeps the others, an
   );
   await makeDue(...kept.map(({ accountId }) => accountId));
   await until(async () => (await countOf("mass", "ACTIVE ")) === 20);
+});
+
+test("marks ten and no more when thirty refusals are noted at the same moment", async () => {
+  const accounts = await crowd.importAccounts(30, { isDue: false });
+  const intent = { id: "int_1", by: "int_2" };
+  const sent = { intentId: intent.id, intentBy: intent.by, intentTime: new Date() };
+  await db.updateTable("credentials").set(sent).where("appSlug", "=", "crowd").execute();
+  const rows = await Promise.all(accounts.map(rowOf));
+  const access = { ...vault.database.runtime, applicationName: "test", statementTimeoutMs: 10_000 };
+  const wide = openVaultDatabase({ ...access, maxConnections: 15 });
+  const refusal = { reason: "INVALID_GRANT", retrySeconds: 60, guarded: true };
+  try {
+    const outcomes = await Promise.all(
+      rows.map((row) => recordRefusal(wide, { ...row, readTime: new Date() }, intent, refusal)),
+    );
+    expect(outcomes.filter((outcome) => outcome === "dead")).toHaveLength(10);
+    expect(outcomes.filter((outcome) => outcome === "held")).toHaveLength(20);
+  } finally {
+    await wide.destroy();
+  }
 });
 
 test("marks as many as are refused where the operator has said so", async () => {
