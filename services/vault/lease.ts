@@ -40,6 +40,9 @@ export interface Patience {
   readonly signal?: AbortSignal;
 }
 
+// For how long a refresh is waited for while the old token still works: a provider that hangs must not be felt.
+const validWaitMs = 1_000;
+
 /** Leases one account's material, or says why there is none. */
 export async function leaseCredential(
   options: LeaseOptions,
@@ -72,7 +75,8 @@ async function freshCredential(
   requireUsable(row);
   if (!isDue(row) || (isValid(row) && isBackingOff(row))) return { row, refreshed: false };
   if (!isBackingOff(row)) {
-    await within(refresher.refresh(row), patience).catch((error: unknown) => {
+    const deadlineMs = isValid(row) ? Math.min(patience.deadlineMs, Date.now() + validWaitMs) : patience.deadlineMs;
+    await within(refresher.refresh(row), { ...patience, deadlineMs }).catch((error: unknown) => {
       if (!isValid(row)) throw error;
     });
   }

@@ -13,14 +13,18 @@ import { accountLocks } from "./account-locks.ts";
 import { authenticator } from "./authenticate.ts";
 import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
+import { crashAt } from "./crash-points.ts";
 import { dataKeys } from "./data-keys.ts";
 import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
 import { listenForLeases } from "./lease-signals.ts";
 import { createRefresher } from "./refresh.ts";
+import { startRefreshLoop } from "./refresh-loop.ts";
+import { drainSpool } from "./refresh-store.ts";
 import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
 import { secretsOver } from "./secrets.ts";
+import { openSpool } from "./spool.ts";
 import { vaultService } from "./vault-service.ts";
 
 const config = readConfig({
@@ -36,6 +40,17 @@ const config = readConfig({
   DEPUTY_DATABASE_URL: { kind: "url", help: "The vault's database, as its runtime role, without the password." },
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "That role's password." },
   ...kekSettings,
+  DEPUTY_SPOOL_DIRECTORY: {
+    kind: "path",
+    default: "",
+    help: "A folder of this process alone, kept over restarts: refreshed tokens that the database does not take at once.",
+  },
+  DEPUTY_REAUTH_UNGUARDED_APPS: {
+    kind: "list",
+    default: "",
+    help: "Apps of which any number of accounts may be marked as in need of their users.",
+  },
+  DEPUTY_TEST_CRASH_POINT: { kind: "text", default: "", help: "Development only: where in a refresh to be killed." },
 });
 
 const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
@@ -60,13 +75,20 @@ const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
 const authorizer = createAuthorizer({ db, secrets, catalog, providers, log });
 const signals = listenForLeases(database, log);
-const refresher = createRefresher({ db, locks, secrets, catalog, providers, log });
+const directory = config.DEPUTY_SPOOL_DIRECTORY;
+const spool = directory === "" ? undefined : await openSpool({ directory, secrets, log });
+const unguardedApps = config.DEPUTY_REAUTH_UNGUARDED_APPS;
+const passPoint = crashAt(config.DEPUTY_TEST_CRASH_POINT, config.DEPUTY_DEVELOPMENT);
+const refreshing = { db, locks, secrets, catalog, providers, log, spool, unguardedApps, passPoint };
+const refresher = createRefresher(refreshing);
 const account = createClient(AccountServiceDefinition, {
   address: config.DEPUTY_ACCOUNT_ADDRESS,
   tls,
   service: "account",
 });
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
+if (sealState.isOpen()) await drainSpool(refreshing);
+else sealState.onChange((open) => void (open && drainSpool(refreshing)));
 const server = await startServer({
   definition: CredentialVaultDefinition,
   handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, sealState, signals),
@@ -80,12 +102,13 @@ const server = await startServer({
 sealState.onChange(server.setServing);
 const jobs = await startJobs({ db, secrets, catalog, providers, log }, database);
 log.info({ address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen() }, "serving");
+const loop = startRefreshLoop({ db, catalog, refresher, log, isOpen: sealState.isOpen });
 
 stopInOrder(
   log,
   // First, because streams would hold up the drain; proxies then turn to another process.
   signals.stop,
-  server.drain,
+  (timeoutMs) => Promise.all([server.drain(timeoutMs), loop.stop()]),
   sealState.stop,
   // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.
   () => Promise.all([authorizer.idle(), refresher.idle()]),

@@ -52,6 +52,7 @@ export interface CredentialsTable {
   readonly lastIntentId: string | null;
   readonly failures: Generated<number>;
   readonly retryTime: Date | null;
+  readonly faults: Generated<number>;
   readonly createTime: Generated<Date>;
   readonly updateTime: Generated<Date>;
   readonly revokeTime: Date | null;
@@ -71,6 +72,9 @@ export interface OauthClientsTable {
   readonly createTime: Generated<Date>;
   readonly updateTime: Generated<Date>;
   readonly destroyTime: Date | null;
+  readonly rejections: Generated<number>;
+  readonly probeTime: Date | null;
+  readonly workingSecret: Generated<number>;
 }
 
 /** One row for each time that a browser is sent to a provider. */

@@ -8,7 +8,7 @@ import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
 import { environmentName } from "./credential-messages.ts";
-import { countCredentials } from "./credentials.ts";
+import { countCredentials, countReasons } from "./credentials.ts";
 import { leaseCredential } from "./lease.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { requireWatching } from "./lease-watchers.ts";
@@ -81,6 +81,7 @@ function guarded<Methods extends object>(handlers: Methods, sealState: SealState
 async function vaultStatus(db: VaultDatabase, sealState: SealState) {
   const { sealedReason, activeKekId, dataKeysByKek } = await sealState.check();
   const states = await countCredentials(db);
+  const reasons = await countReasons(db);
   const { count, time } = await countPendingRevocations(db);
   return {
     sealed: sealedReason !== undefined,
@@ -88,6 +89,7 @@ async function vaultStatus(db: VaultDatabase, sealState: SealState) {
     activeKekId,
     dataKeysByKek: Object.fromEntries(dataKeysByKek),
     credentialsByState: Object.fromEntries(states.map(({ state, count }) => [state, count])),
+    credentialsByReason: Object.fromEntries(reasons.map(({ reason, count }) => [reason, count])),
     pendingRevocations: count,
     time,
   };

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { sql } from "kysely";
 import { afterAll, beforeEach } from "vitest";
 import type { IdentityClaims } from "#libs/access-tokens.ts";
-import { type Catalog, type CatalogApp, loadCatalog } from "#libs/catalog.ts";
+import { type CatalogApp, loadCatalog } from "#libs/catalog.ts";
 import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
@@ -26,9 +26,11 @@ import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
 import { listenForLeases } from "../../services/vault/lease-signals.ts";
 import { createRefresher } from "../../services/vault/refresh.ts";
+import { startRefreshLoop } from "../../services/vault/refresh-loop.ts";
 import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { watchSealState } from "../../services/vault/seal-state.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
+import { openSpool } from "../../services/vault/spool.ts";
 import { vaultService } from "../../services/vault/vault-service.ts";
 import { createTestDatabase } from "../support/postgres.ts";
 import { startProviderShim } from "../support/provider-shim.ts";
@@ -57,6 +59,17 @@ export function tokenWith(more: Partial<IdentityClaims> = {}): Promise<string> {
   return signToken({ ...claims, ...more });
 }
 
+/** How one vault of several differs. */
+export interface VaultOptions {
+  readonly timeoutMs?: number;
+  readonly keyringFile?: string;
+  readonly worker?: boolean;
+  /** Refreshes what is due by itself; off unless asked for, so that a test says what is refreshed when. */
+  readonly loop?: boolean;
+  readonly spoolDirectory?: string;
+  readonly unguardedApps?: readonly string[];
+}
+
 /** Sets up what the tests of one file share. Call it at the top level of the file. */
 export async function vaultFixture() {
   const database = await createTestDatabase("vault");
@@ -82,7 +95,10 @@ export async function vaultFixture() {
   ends.push(() => provider.stop());
   const shim = await startProviderShim(provider.url, tls);
   ends.push(() => shim.stop());
-  beforeEach(() => shim.misbehave(() => undefined));
+  beforeEach(() => {
+    shim.misbehave(() => undefined);
+    shim.allowReuse(0);
+  });
 
   const exemptTargets = [new URL(provider.url).host, shim.address];
   const account = await startStandIn({
@@ -98,7 +114,7 @@ export async function vaultFixture() {
   ends.push(() => db.destroy());
 
   /** Starts a vault process's parts, as main.ts puts them together. */
-  async function startVault(more: { timeoutMs?: number; keyringFile?: string; worker?: boolean } = {}) {
+  async function startVault(more: VaultOptions = {}) {
     const own: (() => unknown)[] = [];
     const lines: string[] = [];
     const log = createLogger("vault", "info", { write: (line) => lines.push(line) });
@@ -110,7 +126,11 @@ export async function vaultFixture() {
     const locks = accountLocks(access);
     const authorizer = createAuthorizer({ db: vaultDb, secrets, catalog, providers, log });
     const signals = listenForLeases(access, log);
-    const refresher = createRefresher({ db: vaultDb, locks, secrets, catalog, providers, log });
+    const passPoint = () => undefined;
+    const unguardedApps = more.unguardedApps ?? [];
+    const spool = more.spoolDirectory && (await openSpool({ directory: more.spoolDirectory, secrets, log }));
+    const refreshing = { db: vaultDb, locks, secrets, catalog, providers, log, passPoint, unguardedApps };
+    const refresher = createRefresher({ ...refreshing, spool: spool || undefined });
     const vaultTls = await testTls("vault");
     const address = `127.0.0.1:${account.internalPort}`;
     const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
@@ -130,6 +150,9 @@ export async function vaultFixture() {
       const worker = await startJobs({ db: vaultDb, secrets, catalog, providers, log }, access);
       own.push(() => worker.stop());
     }
+    const loop = more.loop
+      ? startRefreshLoop({ db: vaultDb, catalog, refresher, log, isOpen: sealState.isOpen, pollMs: 100 })
+      : undefined;
     const clients: { [Name in Service]?: Vault & { close(): void } } = {};
     async function as(service: Service): Promise<Vault> {
       const found = clients[service] ?? (await connect(service));
@@ -148,6 +171,7 @@ export async function vaultFixture() {
       for (const client of Object.values(clients)) client.close();
       await server.drain(2_000);
       sealState.stop();
+      await loop?.stop();
       await Promise.all([authorizer.idle(), refresher.idle()]);
       for (const end of own.splice(0)) await end();
       await egress.close();
@@ -156,7 +180,7 @@ export async function vaultFixture() {
       await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, stop };
+    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, loop, stop };
   }
 
   const vault = await startVault();
@@ -209,6 +233,7 @@ export async function vaultFixture() {
       directory,
     },
     ...{ startVault, putClient, newAccountId, consent, connectAccount, clientSecret },
+    ...{ exemptTargets, ends, tls, account },
     lease: (accountId: string, bearer?: string) => leaseBy(asProxy, accountId, bearer),
     leaseBy,
     /** Lets the access token end, by the database's clock, in so many seconds. */
@@ -220,6 +245,11 @@ export async function vaultFixture() {
     pauseHeartbeatsOf: async (proxyId: string, seconds: number) => {
       const lastSeenTime = sql<Date>`now() - make_interval(secs => ${seconds})`;
       await db.updateTable("leaseWatchers").set({ lastSeenTime }).where("proxyId", "=", proxyId).execute();
+    },
+    /** Lets the loop find the account, and forgets the pause after a failure. */
+    makeDue: async (...accountIds: string[]) => {
+      const due = { nextRefreshTime: sql<Date>`now() - interval '1 second'`, retryTime: null };
+      await db.updateTable("credentials").set(due).where("accountId", "in", accountIds).execute();
     },
     rowOf: (accountId: string) =>
       db.selectFrom("credentials").selectAll().where("accountId", "=", accountId).executeTakeFirstOrThrow(),
@@ -246,8 +276,11 @@ export async function vaultFixture() {
   };
 }
 
+/** What the tests of one file share. */
+export type VaultFixture = Awaited<ReturnType<typeof vaultFixture>>;
+
 /** The repository's own catalog, at the sandbox's true port, with what the vault sends going through the shim. */
-function catalogAt(providerUrl: string, shimUrl: string): Catalog {
+function catalogAt(providerUrl: string, shimUrl: string): Map<string, CatalogApp> {
   const entries = [...loadCatalog("catalog", { production: false }).values()].map((entry): [string, CatalogApp] => {
     const app: CatalogApp = JSON.parse(
       JSON.stringify(entry)

@@ -75,7 +75,14 @@ export interface GetVaultStatusResponse {
   /** Output only. How many provider revocations are waiting. */
   pendingRevocations: bigint;
   /** Output only. The database's time. */
-  time: Date | undefined;
+  time:
+    | Date
+    | undefined;
+  /**
+   * Output only. How many credentials carry each state reason: `BLAST_RADIUS_GUARD` for accounts kept although their
+   * provider refused them, `OAUTH_CLIENT_REJECTED`, `PROVIDER_FAILING`, `QUARANTINED` and so on.
+   */
+  credentialsByReason: { [key: string]: bigint };
 }
 
 export interface GetVaultStatusResponse_DataKeysByKekEntry {
@@ -84,6 +91,11 @@ export interface GetVaultStatusResponse_DataKeysByKekEntry {
 }
 
 export interface GetVaultStatusResponse_CredentialsByStateEntry {
+  key: string;
+  value: bigint;
+}
+
+export interface GetVaultStatusResponse_CredentialsByReasonEntry {
   key: string;
   value: bigint;
 }
@@ -521,6 +533,7 @@ function createBaseGetVaultStatusResponse(): GetVaultStatusResponse {
     credentialsByState: {},
     pendingRevocations: 0n,
     time: undefined,
+    credentialsByReason: {},
   };
 }
 
@@ -551,6 +564,10 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
     if (message.time !== undefined) {
       Timestamp.encode(toTimestamp(message.time), writer.uint32(58).fork()).join();
     }
+    globalThis.Object.entries(message.credentialsByReason).forEach(([key, value]: [string, bigint]) => {
+      GetVaultStatusResponse_CredentialsByReasonEntry.encode({ key: key as any, value }, writer.uint32(66).fork())
+        .join();
+    });
     return writer;
   },
 
@@ -629,6 +646,17 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
             message.time = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            const entry8 = GetVaultStatusResponse_CredentialsByReasonEntry.decode(reader, reader.uint32());
+            if (entry8.value !== undefined) {
+              message.credentialsByReason[entry8.key] = entry8.value;
+            }
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -669,6 +697,13 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
       ? BigInt(object.pendingRevocations)
       : 0n;
     message.time = object.time ?? undefined;
+    message.credentialsByReason = (globalThis.Object.entries(object.credentialsByReason ?? {}) as [string, bigint][])
+      .reduce((acc: { [key: string]: bigint }, [key, value]: [string, bigint]) => {
+        if (value !== undefined) {
+          acc[key] = BigInt(value as string | number | bigint | boolean);
+        }
+        return acc;
+      }, {});
     return message;
   },
 };
@@ -818,6 +853,85 @@ export const GetVaultStatusResponse_CredentialsByStateEntry: MessageFns<
     object: DeepPartial<GetVaultStatusResponse_CredentialsByStateEntry>,
   ): GetVaultStatusResponse_CredentialsByStateEntry {
     const message = createBaseGetVaultStatusResponse_CredentialsByStateEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null) ? BigInt(object.value) : 0n;
+    return message;
+  },
+};
+
+function createBaseGetVaultStatusResponse_CredentialsByReasonEntry(): GetVaultStatusResponse_CredentialsByReasonEntry {
+  return { key: "", value: 0n };
+}
+
+export const GetVaultStatusResponse_CredentialsByReasonEntry: MessageFns<
+  GetVaultStatusResponse_CredentialsByReasonEntry
+> = {
+  encode(
+    message: GetVaultStatusResponse_CredentialsByReasonEntry,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0n) {
+      if (BigInt.asIntN(64, message.value) !== message.value) {
+        throw new globalThis.Error("value provided for field message.value of type int64 too large");
+      }
+      writer.uint32(16).int64(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetVaultStatusResponse_CredentialsByReasonEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetVaultStatusResponse_CredentialsByReasonEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = reader.int64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(
+    base?: DeepPartial<GetVaultStatusResponse_CredentialsByReasonEntry>,
+  ): GetVaultStatusResponse_CredentialsByReasonEntry {
+    return GetVaultStatusResponse_CredentialsByReasonEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<GetVaultStatusResponse_CredentialsByReasonEntry>,
+  ): GetVaultStatusResponse_CredentialsByReasonEntry {
+    const message = createBaseGetVaultStatusResponse_CredentialsByReasonEntry();
     message.key = object.key ?? "";
     message.value = (object.value !== undefined && object.value !== null) ? BigInt(object.value) : 0n;
     return message;
