@@ -26,8 +26,13 @@ export interface ConnectionFile {
 type Credentials = Pick<ConnectionFile, "project_id" | "client_id" | "client_secret">;
 
 /** The operator's identity in the local stack. */
-export function operatorTls({ certificates }: State): TlsIdentity {
-  const { certificateFile, keyFile } = certificates.services.operator ?? { certificateFile: "", keyFile: "" };
+export function operatorTls(state: State): TlsIdentity {
+  return serviceTls(state, "operator");
+}
+
+/** The identity of a service in the local stack. */
+export function serviceTls({ certificates }: State, service: string): TlsIdentity {
+  const { certificateFile, keyFile } = certificates.services[service] ?? { certificateFile: "", keyFile: "" };
   const read = (file: string) => readFileSync(file, "utf8");
   return { ca: read(certificates.caFile), certificate: read(certificateFile), key: read(keyFile), trustDomain };
 }

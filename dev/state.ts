@@ -19,6 +19,7 @@ export interface State {
   readonly certificates: CertificateFiles;
   readonly catalog: string;
   readonly sandbox: string;
+  readonly spool: string;
   readonly logs: string;
   readonly compileCache: string;
   readonly connectionFile: string;
@@ -51,6 +52,7 @@ export async function prepareState(directory: string, ports: Ports): Promise<Sta
     certificates,
     catalog: at("catalog"),
     sandbox: at("sandbox"),
+    spool: at("spool"),
     logs: at("logs"),
     compileCache: at("compile-cache"),
     connectionFile: at("connection.json"),

@@ -24,6 +24,22 @@ const customField = z.strictObject({
   values: z.array(z.string()).optional(),
 });
 
+/** An answer of the token endpoint: by its status, by the name of its error, or by both. */
+const answerRule = z
+  .strictObject({ status: z.int().min(100).max(599).optional(), error: z.string().min(1).optional() })
+  .refine(({ status, error }) => status !== undefined || error !== undefined, "needs a status, an error, or both");
+
+const errorClasses = z.strictObject({
+  /** Where the error's name stands in the JSON answer, like `error.code`. */
+  name_at: z.string().default("error"),
+  /** The grant is over: the user has to connect again. */
+  terminal: z.array(answerRule).default([]),
+  /** It passes by itself. */
+  transient: z.array(answerRule).default([]),
+  /** The OAuth client is at fault, and with it every account: none of them is marked. */
+  integration: z.array(answerRule).default([]),
+});
+
 const oauth2 = z.strictObject({
   /** RFC 9207: when given, the redirect must carry it as `iss`. */
   issuer: z.string().optional(),
@@ -32,7 +48,11 @@ const oauth2 = z.strictObject({
     url: endpointUrl,
     client_authentication: z.enum(["client_secret_basic", "client_secret_post", "none"]).default("client_secret_basic"),
     parameters,
+    /** How many refreshes ahead of time each vault process may send; callers who wait for one are not counted. */
+    refreshes_per_minute: z.int().positive().optional(),
   }),
+  /** What answers mean where they differ from the standard. An error goes before a status alone. */
+  errors: errorClasses.prefault({}),
   /** RFC 7009. Without it a grant cannot be revoked at the provider. */
   revoke: z.strictObject({ url: endpointUrl }).optional(),
   /** One GET after connecting that names the account: `name` is a path in the JSON answer like `user.email`. */
@@ -89,6 +109,9 @@ const app = z
 
 /** One app of the catalog. */
 export type CatalogApp = z.infer<typeof app>;
+
+/** What the answers of an app's token endpoint mean. */
+export type ErrorClasses = z.infer<typeof errorClasses>;
 
 /** One value that a user fills in to connect an app. */
 export type CustomField = z.infer<typeof customField>;

@@ -80,6 +80,8 @@ export async function openConnection(options: DatabaseOptions): Promise<Connecti
   const client = new pg.Client({ ...connectionConfig(options), types: { getTypeParser } });
   let ended = false;
   let closing = false;
+  // One statement after the other: the client's own queue is going away.
+  let turn: Promise<unknown> = Promise.resolve();
   // Without a listener the loss of a connection would end the process; `end` follows every loss and is what we act on.
   client.on("error", () => {});
   client.on("end", () => {
@@ -90,8 +92,11 @@ export async function openConnection(options: DatabaseOptions): Promise<Connecti
     throw new Error(`No connection to the database: ${error.message || error.code}`, { cause: error });
   });
   return {
-    query: async <Row extends object>(sql: string, parameters?: readonly unknown[]) =>
-      (await client.query<Row>(sql, parameters && [...parameters])).rows,
+    query: async <Row extends object>(sql: string, parameters?: readonly unknown[]) => {
+      const answer = turn.then(() => client.query<Row>(sql, parameters && [...parameters]));
+      turn = answer.catch(() => undefined);
+      return (await answer).rows;
+    },
     onNotification: (listener) => {
       client.on("notification", ({ channel, payload }) => listener(channel, payload ?? ""));
     },

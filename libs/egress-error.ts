@@ -11,6 +11,7 @@ import { type Denial, denialError } from "./verdict.ts";
  * - `reset`: the connection broke after sending had begun
  * - `too_large`, `malformed`: an answer over a limit, or not valid HTTP; the upstream may have acted
  * - `aborted`: the caller left, or the process is stopping
+ * - `withdrawn`: the caller's own last look, in the moment of sending, said no
  */
 export type EgressFailure =
   | "denied"
@@ -20,7 +21,8 @@ export type EgressFailure =
   | "reset"
   | "too_large"
   | "malformed"
-  | "aborted";
+  | "aborted"
+  | "withdrawn";
 
 /** An outgoing request that has no answer. */
 export class EgressError extends Error {
@@ -65,5 +67,7 @@ export function egressStatusError({ kind, message, denial }: EgressError): Statu
       return new StatusError("FAILED_PRECONDITION", "UPSTREAM_MALFORMED", message);
     case "aborted":
       return new StatusError("CANCELLED", "CANCELLED", message);
+    case "withdrawn":
+      return new StatusError("ABORTED", "WITHDRAWN", message);
   }
 }

@@ -17,6 +17,8 @@ export interface EgressRequest {
   readonly headers: readonly Header[];
   readonly body?: Buffer;
   readonly signal?: AbortSignal;
+  /** Asked when the connection is there, in the same breath in which the first byte leaves; false withdraws the request. */
+  readonly mayStart?: () => boolean;
   /** From the call to the last byte of the answer, by the monotonic clock. */
   readonly totalTimeoutMs: number;
   /** Bytes as they arrive, before any decoding. */
@@ -155,6 +157,12 @@ function exchange(agent: Dispatcher, request: EgressRequest, sink: AnswerSink): 
       // Given up while it waited for a connection, or about to be sent a second time: not a byte more may leave.
       if (settled || controller !== undefined) {
         started.abort(new EgressError("reset", "The connection to the upstream broke.", controller !== undefined));
+        return;
+      }
+      if (request.mayStart?.() === false) {
+        const withdrawn = new EgressError("withdrawn", "The request was withdrawn before it was sent.", false);
+        settle(withdrawn);
+        started.abort(withdrawn);
         return;
       }
       controller = started;

@@ -1,6 +1,7 @@
 // Forward: judges a request's form, asks the account service and the vault, judges where it may go, puts the credential in,
-// and sends it once. What an upstream answers is data, whatever its status; a lease is used for this one request only.
-
+// and sends it once. What an upstream answers is data, whatever its status; a lease is used for this one request only, and one
+// that is over before the request has left is asked for anew.
+import { setTimeout as sleep } from "node:timers/promises";
 import { judgeDestination } from "#libs/destination.ts";
 import type { Egress, EgressAnswer, EgressRequest } from "#libs/egress.ts";
 import { EgressError, egressStatusError } from "#libs/egress-error.ts";
@@ -13,11 +14,17 @@ import type { ForwardRequest, ForwardResponse } from "#proto/deputy/proxy/v1/pro
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { injectCredential } from "./injection.ts";
+import type { LeaseHold, LeaseHolds } from "./lease-holds.ts";
 
 /** What Forward works with. */
 export interface ForwardCollaborators {
   readonly account: Pick<Client<typeof AccountServiceDefinition>, "getAccount">;
   readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "leaseInjection">;
+  readonly leases: {
+    readonly holds: Pick<LeaseHolds, "take">;
+    /** By which the vault knows this process. */
+    readonly proxyId: string;
+  };
   readonly egress: Pick<Egress, "send">;
   /** `host:port` of development upstreams; empty in production. */
   readonly exemptTargets: readonly string[];
@@ -30,6 +37,9 @@ const maxBodyBytes = 8 * 1024 * 1024;
 const maxTimeoutMs = 30_000;
 // Kept back from the caller's deadline, so that an upstream's time-out is told as such before the call itself ends.
 const reserveMs = 50;
+// A lease ends before its use when a connection takes long, or the account is connected anew: seldom twice in a row.
+const maxLeases = 4;
+const watchPauseMs = 300;
 
 /** Sends one request on behalf of an account. */
 export async function forward(
@@ -37,28 +47,63 @@ export async function forward(
   request: ForwardRequest,
   call: Call,
 ): Promise<ForwardResponse> {
-  const { now, egress } = collaborators;
-  const startMs = now();
   checkForm(request);
+  const startMs = collaborators.now();
   const deadlineMs = Math.min(startMs + (request.timeoutMs || maxTimeoutMs), call.deadlineMs - reserveMs);
-  const lease = await leaseFor(collaborators, request, { ...call, deadlineMs });
-  const outgoing = compose(lease, request, collaborators.exemptTargets);
+  for (let lease = 1; ; lease += 1) {
+    const hold = await collaborators.leases.holds.take(request, deadlineMs);
+    try {
+      return await forwardOnce(collaborators, request, { ...call, deadlineMs }, hold);
+    } catch (error) {
+      if (hold.signal.aborted) throw hold.signal.reason;
+      const isUnwatched = error instanceof StatusError && error.reason === "WATCH_REQUIRED";
+      if (!isUnwatched && !(error instanceof LeaseOver)) throw error;
+      if (lease === maxLeases) throw error instanceof LeaseOver ? error.fault : vaultUnreachable();
+      // The vault learns of this process with its next heartbeat.
+      if (isUnwatched) await sleep(watchPauseMs);
+    } finally {
+      hold.end();
+    }
+  }
+}
+
+/** Nothing was sent, and another lease may do. */
+class LeaseOver extends Error {
+  readonly fault: StatusError;
+  constructor(fault: StatusError) {
+    super(fault.message);
+    this.fault = fault;
+  }
+}
+
+async function forwardOnce(
+  collaborators: ForwardCollaborators,
+  request: ForwardRequest,
+  call: Call,
+  hold: LeaseHold,
+): Promise<ForwardResponse> {
+  const { now, egress, leases, exemptTargets } = collaborators;
+  const signal = AbortSignal.any([call.signal, hold.signal]);
+  const lease = await leaseFor(collaborators, { ...request, proxyId: leases.proxyId }, { ...call, signal });
+  hold.grant(lease.leaseDurationMs);
+  const outgoing = compose(lease, request, exemptTargets);
   const sentMs = now();
-  if (sentMs >= deadlineMs) {
+  if (sentMs >= call.deadlineMs) {
     throw new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "Time ran out before the request was sent.");
   }
-  if (lease.leaseExpireTime !== undefined && lease.leaseExpireTime.getTime() <= sentMs) {
-    throw new StatusError(
-      "UNAVAILABLE",
-      "LEASE_EXPIRED",
-      "The lease ended before the request was sent: send it again.",
-    );
-  }
+  let fault = hold.fault();
+  if (fault !== undefined) throw new LeaseOver(fault);
   const answer = await send(egress, {
     ...outgoing,
-    signal: call.signal,
-    totalTimeoutMs: deadlineMs - sentMs,
+    signal,
+    mayStart: () => {
+      fault = hold.fault();
+      return fault === undefined;
+    },
+    totalTimeoutMs: call.deadlineMs - sentMs,
     maxBodyBytes,
+  }).catch((error: unknown) => {
+    throw fault === undefined ? error : new LeaseOver(fault);
   });
   return {
     status: answer.status,
@@ -85,11 +130,11 @@ function checkForm(request: ForwardRequest): void {
 /** The account service says whose the account is and that it is active; the vault judges the caller's token by itself. */
 async function leaseFor(
   { account, vault }: ForwardCollaborators,
-  { projectId, environment, externalUserId, accountId }: ForwardRequest,
+  { projectId, environment, externalUserId, accountId, proxyId }: ForwardRequest & { readonly proxyId: string },
   call: Call,
 ): Promise<InjectionLease> {
   const named = { projectId, environment, externalUserId, accountId };
-  const leasing = vault.leaseInjection(named, call);
+  const leasing = vault.leaseInjection({ ...named, proxyId }, call);
   // When both refuse, the account service's answer is the one told; the other must not count as unhandled.
   leasing.catch(() => undefined);
   const { account: found } = await account.getAccount(named, call);
@@ -131,4 +176,8 @@ async function send(egress: Pick<Egress, "send">, request: EgressRequest): Promi
   } catch (error) {
     throw error instanceof EgressError ? egressStatusError(error) : error;
   }
+}
+
+function vaultUnreachable(): StatusError {
+  return new StatusError("UNAVAILABLE", "VAULT_UNREACHABLE", "The vault cannot be reached now: send it again.");
 }

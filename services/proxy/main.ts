@@ -2,6 +2,7 @@
 
 import { readConfig } from "#libs/config.ts";
 import { openEgress } from "#libs/egress.ts";
+import { newId } from "#libs/ids.ts";
 import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
@@ -11,7 +12,9 @@ import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_servi
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { authenticator } from "./authenticate.ts";
+import { leaseHolds } from "./lease-holds.ts";
 import { proxyCallers, proxyService } from "./proxy-service.ts";
+import { watchLeases } from "./watch-leases.ts";
 
 const config = readConfig({
   ...serviceSettings,
@@ -33,10 +36,19 @@ const account = createClient(AccountServiceDefinition, {
 });
 const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
 const egress = openEgress(outgoing);
+const proxyId = newId("prx");
+const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
 
 const server = await startServer({
   definition: ProxyServiceDefinition,
-  handlers: proxyService({ account, vault, egress, exemptTargets: outgoing.exemptTargets, now: Date.now }),
+  handlers: proxyService({
+    account,
+    vault,
+    leases: { holds, proxyId },
+    egress,
+    exemptTargets: outgoing.exemptTargets,
+    now: Date.now,
+  }),
   callers: proxyCallers,
   authenticate: authenticator(account, Date.now),
   // Bodies are large and the rules of egress are the validation: forward.ts checks the form by hand.
@@ -47,11 +59,15 @@ const server = await startServer({
   reflection: config.DEPUTY_DEVELOPMENT,
   log,
 });
+// Without a watch there are no leases.
+server.setServing(false);
+const watch = watchLeases({ vault, proxyId, holds, log, onChange: server.setServing });
 log.info({ internal: config.DEPUTY_PROXY_INTERNAL_ADDRESS, public: config.DEPUTY_PROXY_PUBLIC_ADDRESS }, "serving");
 
 stopInOrder(
   log,
   (timeoutMs) => server.drain(timeoutMs),
+  () => watch.stop(),
   () => egress.close(),
   () => account.close(),
   () => vault.close(),

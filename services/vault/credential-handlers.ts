@@ -9,6 +9,7 @@ import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredentia
 import { destroyCredentials } from "./destroy.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { requireUsable, shadowed, within } from "./lease.ts";
+import type { LeaseSignals } from "./lease-signals.ts";
 import { isOauthApp } from "./provider.ts";
 import type { Refresher } from "./refresh.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -21,6 +22,7 @@ export interface CredentialHandlerOptions {
   readonly secrets: Secrets;
   readonly catalog: Catalog;
   readonly refresher: Refresher;
+  readonly signals: LeaseSignals;
 }
 
 type CredentialHandlers = Pick<

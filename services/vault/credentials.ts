@@ -117,6 +117,17 @@ export async function countCredentials(db: VaultDatabase): Promise<readonly { st
     .execute();
 }
 
+/** How many credentials that are not destroyed carry each reason, of all projects. */
+export async function countReasons(db: VaultDatabase): Promise<readonly { reason: string; count: bigint }[]> {
+  return db
+    .selectFrom("credentials")
+    .select(["stateReason as reason", (eb) => eb.fn.countAll<bigint>().as("count")])
+    .where("stateReason", "<>", "")
+    .where("state", "<>", "REVOKED")
+    .groupBy("stateReason")
+    .execute();
+}
+
 /**
  * Wipes a credential's secret for good. False when the row is not at this generation any more, or is wiped already.
  */
@@ -144,7 +155,9 @@ export async function revokeCredential(db: VaultDatabase, key: CredentialKey, ge
 /** What a grant brought, beside its secrets. */
 export interface GrantFacts {
   readonly scopes: readonly string[];
-  /** The access token's life from now; absent for keys and tokens without an end. */
+  /** Since when the times below count, on the database's clock; now when absent. */
+  readonly since?: Date;
+  /** The access token's life; absent for keys and tokens without an end. */
   readonly lifetimeSeconds?: number;
   /** After how long it is due for a refresh; absent when it cannot be refreshed. */
   readonly refreshAfterSeconds?: number;
@@ -153,12 +166,10 @@ export interface GrantFacts {
 }
 
 /** The columns of those facts, on the database's clock. */
-export function grantColumns({ scopes, lifetimeSeconds, refreshAfterSeconds }: GrantFacts) {
-  return {
-    scopes: [...scopes],
-    expireTime: secondsFromNow(lifetimeSeconds),
-    nextRefreshTime: secondsFromNow(refreshAfterSeconds),
-  };
+export function grantColumns({ scopes, since, lifetimeSeconds, refreshAfterSeconds }: GrantFacts) {
+  const after = (seconds: number | undefined) =>
+    seconds !== undefined && since ? new Date(since.getTime() + seconds * 1000) : secondsFromNow(seconds);
+  return { scopes: [...scopes], expireTime: after(lifetimeSeconds), nextRefreshTime: after(refreshAfterSeconds) };
 }
 
 /** Puts the new secret of a new or reconnected account in its row; `existing` is the row as locked. */
@@ -179,6 +190,7 @@ export async function putCredential(
     stateReason: "",
     generation: (existing?.generation ?? 0n) + 1n,
     failures: 0,
+    faults: 0,
     retryTime: null,
     intentId: null,
     intentBy: null,

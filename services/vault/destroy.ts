@@ -1,6 +1,7 @@
 // Destroys credentials: in one transaction the secrets go, what is under way for these accounts is fenced off, and the
-// provider's revocation is queued. When it has answered, no vault process can lease or store a secret of these accounts:
-// a refresh that is in flight finds a destroyed row, and hands what it got to the outbox.
+// provider's revocation is queued. From the commit on no vault process can lease or store a secret of these accounts: a refresh
+// that is in flight finds a destroyed row, and hands what it got to the outbox. The answer waits until no proxy can start a
+// request with a lease from before (lease-watchers.ts).
 import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
@@ -12,6 +13,8 @@ import {
   listCredentials,
   revokeCredential,
 } from "./credentials.ts";
+import { insertInvalidations, untilLeasesEnd } from "./lease-invalidations.ts";
+import type { LeaseSignals } from "./lease-signals.ts";
 import { findOauthClient } from "./oauth-clients.ts";
 import { isOauthApp } from "./provider.ts";
 import { insertRevocation, listRevocationStates, type PreparedRevocation, prepareRevocation } from "./revocations.ts";
@@ -23,6 +26,7 @@ export interface DestroyOptions {
   readonly db: VaultDatabase;
   readonly secrets: Secrets;
   readonly catalog: Catalog;
+  readonly signals: LeaseSignals;
 }
 
 /** What was destroyed, and what the provider knows of it. */
@@ -40,7 +44,10 @@ export async function destroyCredentials(
   filter: DestroyFilter,
 ): Promise<readonly DestroyedCredential[]> {
   for (let round = 0; round < maxRounds; round += 1) {
-    if (await destroyAsRead(options, filter)) return describe(options.db, filter);
+    if (!(await destroyAsRead(options, filter))) continue;
+    const destroyed = await describe(options.db, filter);
+    await untilLeasesEnd(options, filter);
+    return destroyed;
   }
   throw new StatusError("ABORTED", "CONCURRENT_CHANGE", "The credentials keep changing: try again.");
 }
@@ -64,6 +71,8 @@ async function destroyAsRead(options: DestroyOptions, filter: DestroyFilter): Pr
       // An authorization that ended while its row was waited for may have brought a credential that was not read.
       if ((await listCredentials(transaction, filter)).some(({ state }) => state !== "REVOKED")) throw new Moved();
       for (const revocation of prepared) await insertRevocation(transaction, revocation);
+      const destroyed = rows.map(({ accountId }) => accountId);
+      await insertInvalidations(transaction, { projectId: filter.projectId, accountIds: destroyed }, "REVOKED");
     });
     return true;
   } catch (error) {

@@ -1,6 +1,7 @@
 // What the provider calls the user of a new account, by the app's identity request.
 import type { ProviderContext } from "./provider.ts";
 import { endpointUrl, type ProviderAccess, readJson, sendToProvider } from "./provider-http.ts";
+import { valueAt } from "./token-answers.ts";
 
 // The grant is kept in memory meanwhile, and the user waits.
 const identityTimeoutMs = 5_000;
@@ -30,12 +31,4 @@ export async function fetchIdentityName(
     // Whatever it was: the account is connected either way, it only has no name.
     return "";
   }
-}
-
-function valueAt(body: unknown, path: string): unknown {
-  return path.split(".").reduce<unknown>((value, name) => {
-    return typeof value === "object" && value !== null && Object.hasOwn(value, name)
-      ? (value as Record<string, unknown>)[name]
-      : undefined;
-  }, body);
 }

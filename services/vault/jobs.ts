@@ -4,6 +4,8 @@ import { Logger as QueueLogger, run } from "graphile-worker";
 import { sql } from "kysely";
 import { openPool, type PoolOptions } from "#libs/database.ts";
 import { sweepAuthorizations } from "./authorizations.ts";
+import { pruneInvalidations } from "./lease-invalidations.ts";
+import { pruneWatchers } from "./lease-watchers.ts";
 import { type RevocationJobOptions, revoke } from "./revocation-job.ts";
 import { revokeTask } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -35,6 +37,8 @@ export async function startJobs(
       [sweepTask]: async () => {
         await sweepAuthorizations(options.db);
         await releaseJobs(options.db);
+        await pruneWatchers(options.db);
+        await pruneInvalidations(options.db);
       },
     },
   });

@@ -10,6 +10,7 @@ import {
   getCredential,
 } from "./credentials.ts";
 import { fillInjection, type Injection } from "./injection.ts";
+import { leaseMs } from "./lease-watchers.ts";
 import type { Refresher } from "./refresh.ts";
 import { isDue, isValid } from "./refresh-times.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -21,6 +22,7 @@ export interface Lease extends Injection {
   readonly proxyEnabled: boolean;
   readonly generation: bigint;
   readonly leaseExpireTime: Date;
+  readonly leaseDurationMs: number;
   readonly refreshed: boolean;
 }
 
@@ -38,8 +40,8 @@ export interface Patience {
   readonly signal?: AbortSignal;
 }
 
-// design: a proxy that cannot be reached uses a destroyed credential for no longer than this.
-const leaseMs = 10_000;
+// For how long a refresh is waited for while the old token still works: a provider that hangs must not be felt.
+const validWaitMs = 1_000;
 
 /** Leases one account's material, or says why there is none. */
 export async function leaseCredential(
@@ -51,13 +53,15 @@ export async function leaseCredential(
   const app = options.catalog.get(row.appSlug);
   if (app === undefined) throw notFound("app");
   const material = await options.secrets.open<CredentialMaterial>(credentialOwner(row), row);
-  const endMs = Math.min(row.readTime.getTime() + leaseMs, row.expireTime?.getTime() ?? Number.POSITIVE_INFINITY);
+  const readMs = row.readTime.getTime();
+  const leaseDurationMs = Math.min(leaseMs, (row.expireTime?.getTime() ?? Number.POSITIVE_INFINITY) - readMs);
   return {
     ...fillInjection(app, material),
     appSlug: app.slug,
     proxyEnabled: app.proxy.enabled,
     generation: row.generation,
-    leaseExpireTime: new Date(endMs),
+    leaseExpireTime: new Date(readMs + leaseDurationMs),
+    leaseDurationMs,
     refreshed,
   };
 }
@@ -71,7 +75,8 @@ async function freshCredential(
   requireUsable(row);
   if (!isDue(row) || (isValid(row) && isBackingOff(row))) return { row, refreshed: false };
   if (!isBackingOff(row)) {
-    await within(refresher.refresh(row), patience).catch((error: unknown) => {
+    const deadlineMs = isValid(row) ? Math.min(patience.deadlineMs, Date.now() + validWaitMs) : patience.deadlineMs;
+    await within(refresher.refresh(row), { ...patience, deadlineMs }).catch((error: unknown) => {
       if (!isValid(row)) throw error;
     });
   }

@@ -13,15 +13,20 @@ import { accountLocks } from "./account-locks.ts";
 import { authenticator } from "./authenticate.ts";
 import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
+import { crashAt } from "./crash-points.ts";
 import { dataKeys } from "./data-keys.ts";
 import { readImportFormats } from "./import-formats.ts";
 import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
+import { listenForLeases } from "./lease-signals.ts";
 import { createRefresher } from "./refresh.ts";
+import { startRefreshLoop } from "./refresh-loop.ts";
+import { drainSpool } from "./refresh-store.ts";
 import { startRotation } from "./rotation.ts";
 import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
 import { secretsOver } from "./secrets.ts";
+import { openSpool } from "./spool.ts";
 import { vaultService } from "./vault-service.ts";
 
 const config = readConfig({
@@ -47,6 +52,17 @@ const config = readConfig({
     default: "",
     help: "How other systems' records become ours, YAML: docs/vault.md.",
   },
+  DEPUTY_SPOOL_DIRECTORY: {
+    kind: "path",
+    default: "",
+    help: "A folder of this process alone, kept over restarts: refreshed tokens that the database does not take at once.",
+  },
+  DEPUTY_REAUTH_UNGUARDED_APPS: {
+    kind: "list",
+    default: "",
+    help: "Apps of which any number of accounts may be marked as in need of their users.",
+  },
+  DEPUTY_TEST_CRASH_POINT: { kind: "text", default: "", help: "Development only: where in a refresh to be killed." },
 });
 
 const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
@@ -70,7 +86,13 @@ const egress = openEgress(outgoing);
 const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
 const authorizer = createAuthorizer({ db, secrets, catalog, providers, log });
-const refresher = createRefresher({ db, locks, secrets, catalog, providers, log });
+const signals = listenForLeases(database, log);
+const directory = config.DEPUTY_SPOOL_DIRECTORY;
+const spool = directory === "" ? undefined : await openSpool({ directory, secrets, log });
+const unguardedApps = config.DEPUTY_REAUTH_UNGUARDED_APPS;
+const passPoint = crashAt(config.DEPUTY_TEST_CRASH_POINT, config.DEPUTY_DEVELOPMENT);
+const refreshing = { db, locks, secrets, catalog, providers, log, spool, unguardedApps, passPoint };
+const refresher = createRefresher(refreshing);
 const account = createClient(AccountServiceDefinition, {
   address: config.DEPUTY_ACCOUNT_ADDRESS,
   tls,
@@ -79,9 +101,14 @@ const account = createClient(AccountServiceDefinition, {
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
 const importFormats = await readImportFormats(config.DEPUTY_IMPORT_KEY_FILE, config.DEPUTY_IMPORT_MAPPING_FILE);
 const rotation = startRotation({ db, provider: keks.provider, log, intervalMs: 5_000 });
+if (sealState.isOpen()) await drainSpool(refreshing);
+else sealState.onChange((open) => void (open && drainSpool(refreshing)));
 const server = await startServer({
   definition: CredentialVaultDefinition,
-  handlers: vaultService({ db, secrets, catalog, authorizer, refresher }, { sealState, rotation, importFormats }),
+  handlers: vaultService(
+    { db, secrets, catalog, authorizer, refresher },
+    { sealState, rotation, importFormats, signals },
+  ),
   callers: vaultCallers,
   authenticate: authenticator(account, Date.now),
   internalAddress: config.DEPUTY_VAULT_INTERNAL_ADDRESS,
@@ -92,10 +119,13 @@ const server = await startServer({
 sealState.onChange(server.setServing);
 const jobs = await startJobs({ db, secrets, catalog, providers, log }, database);
 log.info({ address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen() }, "serving");
+const loop = startRefreshLoop({ db, catalog, refresher, log, isOpen: sealState.isOpen });
 
 stopInOrder(
   log,
-  server.drain,
+  // First, because streams would hold up the drain; proxies then turn to another process.
+  signals.stop,
+  (timeoutMs) => Promise.all([server.drain(timeoutMs), loop.stop()]),
   sealState.stop,
   rotation.stop,
   // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.

@@ -1,6 +1,7 @@
 // The table of OAuth clients: a project's own client at a provider, with its ordered secrets sealed.
 import { type Selectable, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
+import { releaseWaiting } from "./client-breaker.ts";
 import type { OauthClientsTable, VaultDatabase } from "./schema.ts";
 import { type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
 
@@ -21,15 +22,49 @@ function ownerOf({ projectId, oauthAppId, appSlug }: OauthClientKey & { readonly
   return { purpose: "oauth-client", projectId, environment: "", externalUserId: "", id: oauthAppId, appSlug };
 }
 
+/** A client as it stands: with its breaker (client-breaker.ts) and which secret worked last. */
+export interface OauthClientState {
+  /** The secret that worked last comes first. */
+  readonly client: OauthClient;
+  readonly probeTime: Date | null;
+  readonly workingSecret: number;
+}
+
 /** Opens a client for an app; undefined when there is none, or it is another app's. */
 export async function findOauthClient(
+  options: { readonly db: VaultDatabase; readonly secrets: Secrets },
+  key: OauthClientKey & { readonly appSlug: string },
+): Promise<OauthClient | undefined> {
+  return (await findOauthClientState(options, key))?.client;
+}
+
+/** The same with what is known of it. */
+export async function findOauthClientState(
   { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },
   { projectId, oauthAppId, appSlug }: OauthClientKey & { readonly appSlug: string },
-): Promise<OauthClient | undefined> {
+): Promise<OauthClientState | undefined> {
   const row = await selectOauthClient(db, { projectId, oauthAppId }).executeTakeFirst();
   if (row === undefined || row.destroyTime !== null || row.appSlug !== appSlug) return undefined;
   const { secrets: values } = await secrets.open<{ readonly secrets: readonly string[] }>(ownerOf(row), row);
-  return { clientId: row.clientId, secrets: values };
+  const { probeTime, workingSecret } = row;
+  const ordered = [...values.slice(workingSecret), ...values.slice(0, workingSecret)];
+  return { client: { clientId: row.clientId, secrets: ordered }, probeTime, workingSecret };
+}
+
+/** Remembers that the provider took another secret, so that the next request begins with it. */
+export async function rememberSecret(
+  db: VaultDatabase,
+  { projectId, oauthAppId }: OauthClientKey,
+  { client, workingSecret }: OauthClientState,
+  refusedSecrets: number,
+): Promise<void> {
+  await db
+    .updateTable("oauthClients")
+    .set({ workingSecret: (workingSecret + refusedSecrets) % client.secrets.length })
+    .where("projectId", "=", projectId)
+    .where("oauthAppId", "=", oauthAppId)
+    .where("workingSecret", "=", workingSecret)
+    .execute();
 }
 
 /** Whether there is a client for an app; opens nothing. */
@@ -53,7 +88,11 @@ export async function putOauthClient(
     const existing = await selectOauthClient(transaction, client).forUpdate().executeTakeFirst();
     const generation = nextGeneration(existing);
     const sealed = sealWith(key, owner, generation, { secrets: client.secrets });
-    const columns = { appSlug, clientId, generation, ...sealed, destroyTime: null, updateTime: sql<Date>`now()` };
+    const columns = {
+      ...{ appSlug, clientId, generation, ...sealed, destroyTime: null, updateTime: sql<Date>`now()` },
+      // Nothing is known of the new secrets yet.
+      ...{ rejections: 0, probeTime: null, workingSecret: 0 },
+    };
     const { numInsertedOrUpdatedRows } = await transaction
       .insertInto("oauthClients")
       .values({ projectId, oauthAppId, ...columns })
@@ -66,6 +105,7 @@ export async function putOauthClient(
       .executeTakeFirst();
     // Of two first writes at once the second carries a generation that is taken.
     if (numInsertedOrUpdatedRows !== 1n) throw new StatusError("ABORTED", "CONCURRENT_CHANGE", "Changed meanwhile.");
+    await releaseWaiting(transaction, client);
   });
 }
 

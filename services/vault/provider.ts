@@ -22,6 +22,9 @@ export function isOauthApp(app: CatalogApp): app is OauthApp {
   return app.oauth2 !== undefined;
 }
 
+/** What a token request came to, and how many of the client's secrets were refused before. */
+export type TokenAttempt = TokenOutcome & { readonly refusedSecrets: number };
+
 /** What a revocation came to. */
 export type RevocationOutcome =
   | { readonly kind: "revoked" }
@@ -87,7 +90,7 @@ export function exchangeCode(
   access: ProviderAccess,
   context: ProviderContext,
   grant: { parameters: URLSearchParams; redirectUri: string; codeVerifier: string },
-): Promise<TokenOutcome> {
+): Promise<TokenAttempt> {
   return requestToken(access, context, (authentication, options) =>
     oauth.authorizationCodeGrantRequest(
       serverOf(context),
@@ -106,7 +109,7 @@ export function refreshGrant(
   access: ProviderAccess,
   context: ProviderContext,
   refreshToken: string,
-): Promise<TokenOutcome> {
+): Promise<TokenAttempt> {
   return requestToken(access, context, (authentication, options) =>
     oauth.refreshTokenGrantRequest(serverOf(context), clientOf(context.client), authentication, refreshToken, options),
   );
@@ -145,15 +148,17 @@ async function requestToken(
   access: ProviderAccess,
   context: ProviderContext,
   send: (authentication: oauth.ClientAuth, options: Options) => Promise<Response>,
-): Promise<TokenOutcome> {
+): Promise<TokenAttempt> {
   let outcome: TokenOutcome = { kind: "client_rejected", error: "NO_CLIENT_SECRET" };
+  let refusedSecrets = 0;
   const endMs = performance.now() + (access.timeoutMs ?? totalTimeoutMs);
   // A client that is refused has spent nothing yet, so the next secret may be tried: rotation without downtime.
   for (const authentication of authenticationsOf(context)) {
     outcome = await attempt(authentication);
     if (outcome.kind !== "client_rejected") break;
+    refusedSecrets += 1;
   }
-  return outcome;
+  return { ...outcome, refusedSecrets };
 
   async function attempt(authentication: oauth.ClientAuth): Promise<TokenOutcome> {
     try {
@@ -164,6 +169,7 @@ async function requestToken(
       return judgeTokenAnswer(response.status, await readJson(response), {
         retryAfter: response.headers.get("retry-after"),
         scopeSeparator: context.app.oauth2.scope_separator,
+        errors: context.app.oauth2.errors,
       });
     } catch (failure) {
       if (failure instanceof EgressError) return judgeTokenFailure(failure);

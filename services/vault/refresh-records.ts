@@ -10,6 +10,7 @@ import {
   lockCredential,
   secondsFromNow,
 } from "./credentials.ts";
+import { lostGrantWait } from "./refresh-times.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { SealedColumns } from "./secrets.ts";
 
@@ -25,6 +26,8 @@ export type IntentOutcome =
   | { readonly kind: "busy" }
   /** It failed a moment ago. */
   | { readonly kind: "backoff" }
+  /** An earlier one was sent, its process is gone, and the access token is still good: see `lostGrantWait`. */
+  | { readonly kind: "lost" }
   /** Absent, destroyed, or in need of its user. */
   | { readonly kind: "unusable" };
 
@@ -36,7 +39,10 @@ export interface Intent {
 
 const noIntent = { intentId: null, intentBy: null, intentTime: null };
 
-/** Writes the intent in a short transaction, which proves that the store takes writes before a grant is spent. */
+/**
+ * Writes the intent in a short transaction, which proves that the store takes writes before a grant is spent. `strict`: the
+ * refresh token works once, and a second use would kill the grant.
+ */
 export async function beginRefresh(
   db: VaultDatabase,
   key: CredentialKey,
@@ -52,6 +58,14 @@ export async function beginRefresh(
     const ageMs =
       row.intentTime === null ? Number.POSITIVE_INFINITY : row.readTime.getTime() - row.intentTime.getTime();
     if (strict && row.intentBy !== intent.by && ageMs < intentSeconds * 1000) return { kind: "busy" };
+    const waitSeconds = strict && row.intentId !== null ? lostGrantWait(row) : 0;
+    if (waitSeconds > 0) {
+      const retryTime = secondsFromNow(waitSeconds);
+      await update(transaction, key)
+        .set({ ...noIntent, state: "UNKNOWN", stateReason: "ANSWER_LOST", retryTime, nextRefreshTime: retryTime })
+        .execute();
+      return { kind: "lost" };
+    }
     await update(transaction, key)
       .set({ intentId: intent.id, intentBy: intent.by, intentTime: sql<Date>`clock_timestamp()` })
       .execute();
@@ -59,11 +73,11 @@ export async function beginRefresh(
   });
 }
 
-/** Stores the new secret. False when the row is not what the refresh began from: see `findStored`. */
+/** Stores the new secret. False when the row has another generation, or was destroyed. */
 export async function recordRefresh(
   db: VaultDatabase,
-  { projectId, accountId, generation }: CredentialRow,
-  { intent, sealed, facts }: { intent: Intent; sealed: SealedColumns; facts: GrantFacts },
+  { projectId, accountId, generation }: CredentialKey & { readonly generation: bigint },
+  { intentId, sealed, facts }: { intentId: string; sealed: SealedColumns; facts: GrantFacts },
 ): Promise<boolean> {
   const { numUpdatedRows } = await update(db, { projectId, accountId })
     .set({
@@ -74,19 +88,21 @@ export async function recordRefresh(
       state: "ACTIVE",
       stateReason: "",
       generation: generation + 1n,
-      lastIntentId: intent.id,
+      lastIntentId: intentId,
       failures: 0,
+      faults: 0,
       retryTime: null,
       lastRefreshTime: sql<Date>`now()`,
       updateTime: sql<Date>`now()`,
     })
     .where("generation", "=", generation)
-    .where("state", "in", ["ACTIVE", "UNKNOWN"])
+    // An account that another process took for dead meanwhile lives after all.
+    .where("state", "<>", "REVOKED")
     .executeTakeFirst();
   return numUpdatedRows === 1n;
 }
 
-/** Notes a refresh that brought nothing. False when the row has moved on meanwhile, and the failure was a race. */
+/** Notes a refresh that brought nothing, or one that was not sent. False when the row has moved on meanwhile, and the failure was a race. */
 export async function recordFailure(
   db: VaultDatabase,
   { projectId, accountId, generation }: CredentialRow,

@@ -33,3 +33,20 @@ export function backoffAfter(failures: number, random: () => number, retryAfterS
   const wait = Math.min(backoffSeconds.first * 2 ** (failures - 1), backoffSeconds.most);
   return Math.max(Math.min(retryAfterSeconds, maxRetryAfterSeconds), wait * (0.8 + 0.4 * random()));
 }
+
+// What an idle grant has left when it is kept alive: a day off, or a weekend of a provider, must not cost it.
+const idleShare = 0.7;
+
+/** After how many seconds a grant is refreshed so that its provider does not end it for want of use; spread over a tenth. */
+export function keepAliveAfterSeconds(idleSeconds: number, random: () => number): number {
+  return idleSeconds * (idleShare - 0.1 * random());
+}
+
+// Before the access token's end, when a grant whose answer was lost is tried: late, because the try may end what still works.
+const lostGrantMarginSeconds = 60;
+
+/** For how long a grant whose answer was lost is left alone: while its access token works; 0 when that ends within a minute. */
+export function lostGrantWait({ expireTime, readTime }: { expireTime: Date | null; readTime: Date }): number {
+  if (expireTime === null) return backoffSeconds.most;
+  return Math.max(0, (expireTime.getTime() - readTime.getTime()) / 1000 - lostGrantMarginSeconds);
+}

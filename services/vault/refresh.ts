@@ -7,57 +7,26 @@
 //   INTENT  short transaction: the row is usable, still at the generation that the caller saw, and no other process sent
 //           something in the last 30 s (one may have lost its lock connection while its call goes on)
 //   SEND    outside any transaction, detached from every caller: a caller that leaves must not tear a spent grant
-//   RECORD  stored iff the row still has that generation and is usable, and repeated until the database answers, which is safe
-//           because a stored intent knows itself again. Destroyed meanwhile: the new tokens go to the revocation outbox
+//   RECORD  stored iff the row still has that generation and is not destroyed, and repeated until the database answers, which
+//           is safe because a stored intent knows itself again. Not there within 100 ms: into the spool too
 //   UNLOCK
 //
 // The lock gives liveness, the generation gives truth: a process that wakes up after any pause finds the generation moved and
-// changes nothing. Lost at a crash: before SEND nothing; between the provider's answer and RECORD the new tokens, and with
-// strict rotation that one account's grant, never a wrong or a foreign token. All times are the database's.
+// changes nothing. Lost at a crash: before SEND nothing; between the provider's answer and RECORD or spool the new tokens, and
+// with strict rotation that one account's grant, never a wrong or a foreign token. Where the provider lets a token be used
+// again, within a grace or always, not even that. All times are the database's.
+//
+// Answer lost, or its process gone with an intent in the row: UNKNOWN. The token is sent again at once where that is allowed;
+// with strict rotation the old access token is used to its end, and the refresh tried a minute before.
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Catalog } from "#libs/catalog.ts";
 import { newId } from "#libs/ids.ts";
-import type { Logger } from "#libs/log.ts";
 import type { AccountLocks } from "./account-locks.ts";
-import {
-  type CredentialKey,
-  type CredentialMaterial,
-  type CredentialRow,
-  credentialOwner,
-  findCredential,
-} from "./credentials.ts";
-import { factsOf, materialOf } from "./grants.ts";
-import { findOauthClient } from "./oauth-clients.ts";
-import { persist } from "./persist.ts";
-import { isOauthApp, type ProviderContext, refreshGrant } from "./provider.ts";
-import type { ProviderAccess } from "./provider-http.ts";
-import { beginRefresh, type Intent, recordFailure, recordRefresh } from "./refresh-records.ts";
-import { backoffAfter, isValid } from "./refresh-times.ts";
-import { insertRevocation, prepareRevocation } from "./revocations.ts";
-import type { VaultDatabase } from "./schema.ts";
-import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
-import type { TokenGrant, TokenOutcome } from "./token-answers.ts";
-
-/** What came of a refresh. Callers read the row again: it says the rest. */
-export type RefreshOutcome =
-  | { readonly kind: "refreshed" }
-  /** Somebody else had refreshed it. */
-  | { readonly kind: "current" }
-  /** It may pass by itself; not before the row's `retryTime`. */
-  | { readonly kind: "failing" }
-  /** Only the user can mend it, or there is nothing to refresh with. */
-  | { readonly kind: "unusable" }
-  /** Another process is at it and did not end in time. */
-  | { readonly kind: "busy" };
+import { type CredentialKey, findCredential } from "./credentials.ts";
+import { type AttemptOptions, attemptRefresh, type RefreshOutcome } from "./refresh-attempt.ts";
 
 /** What a refresher is made of. */
-export interface RefreshOptions {
-  readonly db: VaultDatabase;
+export interface RefreshOptions extends AttemptOptions {
   readonly locks: AccountLocks;
-  readonly secrets: Secrets;
-  readonly catalog: Catalog;
-  readonly providers: ProviderAccess;
-  readonly log: Logger;
 }
 
 /** Refreshes credentials of this process's callers. */
@@ -84,7 +53,7 @@ export function createRefresher(options: RefreshOptions): Refresher {
       const unlock = await locks.tryLock(key);
       if (unlock !== undefined) {
         try {
-          const outcome = await refreshLocked(options, key, processId);
+          const outcome = await attemptRefresh(options, key, processId);
           if (outcome.kind !== "busy") return outcome;
         } finally {
           await unlock();
@@ -110,96 +79,4 @@ export function createRefresher(options: RefreshOptions): Refresher {
       await Promise.allSettled(underWay.values());
     },
   };
-}
-
-/** One attempt, from INTENT to RECORD, by the holder of the lock. */
-async function refreshLocked(
-  options: RefreshOptions,
-  key: CredentialKey & { readonly generation: bigint },
-  processId: string,
-): Promise<RefreshOutcome> {
-  const { db, secrets, catalog, providers } = options;
-  const row = await findCredential(db, key);
-  const app = row && catalog.get(row.appSlug);
-  if (row === undefined || row.blob === null || app === undefined || !isOauthApp(app)) return { kind: "unusable" };
-  if (row.generation !== key.generation) return { kind: "current" };
-  // Everything that can be missing or unreadable is fetched before the intent is written and the grant is spent.
-  const owner = credentialOwner(row);
-  const dataKey = await secrets.keyOf(owner, row);
-  const { refreshToken, fields } = await secrets.open<CredentialMaterial>(owner, row);
-  if (refreshToken === undefined && isValid(row)) return { kind: "unusable" };
-  const client = await findOauthClient(options, row);
-  const intent: Intent = { id: newId("int"), by: processId };
-  const strict = app.lifecycle.rotation === "strict";
-  const begun = await beginRefresh(db, key, { generation: row.generation, intent, strict });
-  if (begun.kind === "backoff") return { kind: "failing" };
-  if (begun.kind !== "intended") return begun;
-  if (refreshToken === undefined) {
-    await recordFailure(db, row, intent, { state: "NEEDS_REAUTH", reason: "NO_REFRESH_TOKEN" });
-    return { kind: "unusable" };
-  }
-  if (client === undefined) {
-    return noteFailure(options, row, intent, { kind: "client_rejected", error: "OAUTH_CLIENT_MISSING" });
-  }
-  const outcome = await refreshGrant(providers, { app, client, fields }, refreshToken);
-  if (outcome.kind !== "granted") return noteFailure(options, row, intent, outcome);
-  // A provider that gives no new refresh token leaves the old one good.
-  const grant = { refreshToken, ...outcome.grant };
-  return store(options, { row, intent, dataKey, context: { app, client, fields }, grant });
-}
-
-async function noteFailure(
-  { db, log }: RefreshOptions,
-  row: CredentialRow,
-  intent: Intent,
-  outcome: Exclude<TokenOutcome, { kind: "granted" }>,
-): Promise<RefreshOutcome> {
-  const { accountId, appSlug } = row;
-  log.warn({ accountId, appSlug, outcome: outcome.kind, error: outcome.error }, "refresh failed");
-  if (outcome.kind === "rejected") {
-    // Where the generation has moved the refusal was of an older token, and nobody is the worse.
-    const isDead = await recordFailure(db, row, intent, { state: "NEEDS_REAUTH", reason: "INVALID_GRANT" });
-    return { kind: isDead ? "unusable" : "current" };
-  }
-  const retryAfter = outcome.kind === "retry" ? outcome.retryAfterSeconds : undefined;
-  const retrySeconds = backoffAfter(row.failures + 1, Math.random, retryAfter);
-  const state = outcome.kind === "unknown" ? "UNKNOWN" : row.state === "UNKNOWN" ? "UNKNOWN" : "ACTIVE";
-  const reason = outcome.kind === "client_rejected" ? "OAUTH_CLIENT_REJECTED" : "PROVIDER_FAILING";
-  const noted = await recordFailure(db, row, intent, { state, reason, retrySeconds });
-  return { kind: noted ? "failing" : "current" };
-}
-
-interface Refreshed {
-  readonly row: CredentialRow;
-  readonly intent: Intent;
-  readonly dataKey: ReadyKey;
-  readonly context: ProviderContext;
-  readonly grant: TokenGrant;
-}
-
-async function store(options: RefreshOptions, refreshed: Refreshed): Promise<RefreshOutcome> {
-  const { row, dataKey, context, grant } = refreshed;
-  const next = materialOf(grant, context.fields);
-  const sealed = sealWith(dataKey, credentialOwner(row), row.generation + 1n, next);
-  const facts = factsOf(context.app, grant, row.scopes);
-  return persist(options.log, row, async () => {
-    const isStored = await recordRefresh(options.db, row, { intent: refreshed.intent, sealed, facts });
-    return isStored ? { kind: "refreshed" } : settleUnstored(options, refreshed);
-  });
-}
-
-/** The row is not what the refresh began from: stored already, destroyed, or connected anew. */
-async function settleUnstored(
-  { db, secrets }: RefreshOptions,
-  { row, intent, context, grant }: Refreshed,
-): Promise<RefreshOutcome> {
-  const now = await findCredential(db, row);
-  if (now?.lastIntentId === intent.id) return { kind: "refreshed" };
-  if (now?.state !== "REVOKED") return { kind: "current" };
-  if (context.app.oauth2.revoke !== undefined) {
-    const { client } = context;
-    const prepared = await prepareRevocation(secrets, row, { ...materialOf(grant, context.fields), client });
-    await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
-  }
-  return { kind: "unusable" };
 }

@@ -11,6 +11,8 @@ export interface VaultTables {
   readonly revocations: RevocationsTable;
   readonly keyRotation: KeyRotationTable;
   readonly vaultProcesses: VaultProcessesTable;
+  readonly leaseWatchers: LeaseWatchersTable;
+  readonly leaseInvalidations: LeaseInvalidationsTable;
 }
 
 /** The database, or a transaction in it. */
@@ -52,6 +54,7 @@ export interface CredentialsTable {
   readonly lastIntentId: string | null;
   readonly failures: Generated<number>;
   readonly retryTime: Date | null;
+  readonly faults: Generated<number>;
   readonly createTime: Generated<Date>;
   readonly updateTime: Generated<Date>;
   readonly revokeTime: Date | null;
@@ -73,6 +76,9 @@ export interface OauthClientsTable {
   readonly createTime: Generated<Date>;
   readonly updateTime: Generated<Date>;
   readonly destroyTime: Date | null;
+  readonly rejections: Generated<number>;
+  readonly probeTime: Date | null;
+  readonly workingSecret: Generated<number>;
 }
 
 /** One row for each time that a browser is sent to a provider. */
@@ -129,4 +135,21 @@ export interface VaultProcessesTable {
   readonly processId: string;
   readonly kekIds: readonly string[];
   readonly reportTime: Generated<Date>;
+}
+
+/** One row for each proxy process that watches leases. */
+export interface LeaseWatchersTable {
+  readonly proxyId: string;
+  readonly watchId: string;
+  readonly acknowledgedSequence: bigint;
+  readonly lastSeenTime: Date;
+}
+
+/** Accounts whose leases were ended, in the order of the commits. */
+export interface LeaseInvalidationsTable {
+  readonly sequence: Generated<bigint>;
+  readonly projectId: string;
+  readonly accountId: string;
+  readonly reason: "REVOKED" | "RECONNECTED";
+  readonly createTime: Generated<Date>;
 }

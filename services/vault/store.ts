@@ -7,6 +7,7 @@ import {
   lockCredential,
   putCredential,
 } from "./credentials.ts";
+import { insertInvalidations } from "./lease-invalidations.ts";
 import type { CredentialsTable, VaultDatabase } from "./schema.ts";
 import { type ReadyKey, sealWith } from "./secrets.ts";
 
@@ -36,5 +37,8 @@ export async function storeCredential(
   }
   const sealed = sealWith(key, credentialOwner(subject), (existing?.generation ?? 0n) + 1n, material);
   await putCredential(transaction, subject, { sealed, facts, existing });
+  if (existing !== undefined) {
+    await insertInvalidations(transaction, { projectId, accountIds: [accountId] }, "RECONNECTED");
+  }
   return true;
 }

@@ -1,6 +1,7 @@
 // What a token endpoint's answer means. Pure: sending and judging are apart, so that each can be tested and the caller
 // decides what to repeat. Success is a token where the app has it, never HTTP 200 alone; a refusal is what the body says, for
 // some providers say it with 200. An answer that says neither counts as none: the provider may have moved on.
+import type { ErrorClasses } from "#libs/catalog.ts";
 import type { EgressError } from "#libs/egress-error.ts";
 
 /** What came of a token request. */
@@ -26,7 +27,16 @@ export interface TokenGrant {
   readonly scopes?: readonly string[];
 }
 
-const clientErrors: readonly string[] = ["invalid_client", "unauthorized_client"];
+/** What an answer without a token can mean. */
+type ErrorClass = "terminal" | "transient" | "integration";
+
+// RFC 6749, 5.2: what is said of the client, or of how it asks, is no account's fault.
+const standardErrors: Readonly<Record<string, ErrorClass>> = {
+  invalid_grant: "terminal",
+  invalid_client: "integration",
+  unauthorized_client: "integration",
+  unsupported_grant_type: "integration",
+};
 
 // Ten years: beyond it the number is a mistake, and the database's times have an end too.
 const maxLifetimeSeconds = 315_360_000;
@@ -35,25 +45,41 @@ const maxLifetimeSeconds = 315_360_000;
 export function judgeTokenAnswer(
   status: number,
   body: unknown,
-  options: { readonly retryAfter?: string | null; readonly scopeSeparator?: string } = {},
+  options: {
+    readonly retryAfter?: string | null;
+    readonly scopeSeparator?: string;
+    readonly errors?: ErrorClasses;
+  } = {},
 ): TokenOutcome {
-  const values = (typeof body === "object" && body !== null ? body : {}) as Record<string, unknown>;
-  const named = textOf(values.error);
-  const error = named && errorName(named);
-  if (error === "invalid_grant") return { kind: "rejected", error };
-  if (error !== undefined && clientErrors.includes(error)) return { kind: "client_rejected", error };
-  if (error === undefined && status === 401) return { kind: "client_rejected", error: "HTTP_401" };
-  if (error === undefined && status >= 200 && status < 300) {
-    const grant = readGrant(values, options.scopeSeparator ?? " ");
-    return grant ? { kind: "granted", grant } : { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" };
+  const named = textOf(valueAt(body, options.errors?.name_at ?? "error"));
+  if (named === undefined && status >= 200 && status < 300) {
+    const grant = readGrant(Object(body), options.scopeSeparator ?? " ");
+    if (grant !== undefined) return { kind: "granted", grant };
+  }
+  const error = named === undefined ? `HTTP_${status}` : errorName(named);
+  switch (classOf(status, named, options.errors)) {
+    case "terminal":
+      return { kind: "rejected", error };
+    case "integration":
+      return { kind: "client_rejected", error };
+    case undefined:
+      if (named === undefined && status >= 200 && status < 300) return { kind: "unknown", error: "NO_TOKEN_IN_ANSWER" };
   }
   const retryAfterSeconds = secondsOf(options.retryAfter ?? undefined);
-  return {
-    kind: "retry",
-    error: error ?? `HTTP_${status}`,
-    sent: true,
-    ...(retryAfterSeconds !== undefined && { retryAfterSeconds }),
-  };
+  return { kind: "retry", error, sent: true, ...(retryAfterSeconds !== undefined && { retryAfterSeconds }) };
+}
+
+/** The app's own word first, and the narrower one before the wider; undefined where nobody says anything. */
+function classOf(status: number, error: string | undefined, errors: ErrorClasses | undefined): ErrorClass | undefined {
+  const has = (matches: (rule: ErrorClasses[ErrorClass][number]) => boolean) =>
+    (["terminal", "integration", "transient"] as const).find((name) => errors?.[name].some(matches));
+  return (
+    (error === undefined ? undefined : has((rule) => rule.error === error && rule.status === status)) ??
+    (error === undefined ? undefined : has((rule) => rule.error === error && rule.status === undefined)) ??
+    (error !== undefined && Object.hasOwn(standardErrors, error) ? standardErrors[error] : undefined) ??
+    has((rule) => rule.error === undefined && rule.status === status) ??
+    (error === undefined && status === 401 ? "integration" : undefined)
+  );
 }
 
 /** Judges a request that got no whole answer. */
@@ -95,4 +121,13 @@ function secondsOf(value: unknown): number | undefined {
 /** An error code as providers form them, words and underscores; anything else could be a token that the provider echoes. */
 export function errorName(text: string): string {
   return /^[a-z]+(_[a-z]+)*$/.test(text) && text.length <= 40 ? text : "unnamed_error";
+}
+
+/** The value at a path like `error.code`. */
+export function valueAt(body: unknown, path: string): unknown {
+  return path.split(".").reduce<unknown>((value, name) => {
+    return typeof value === "object" && value !== null && Object.hasOwn(value, name)
+      ? (value as Record<string, unknown>)[name]
+      : undefined;
+  }, body);
 }

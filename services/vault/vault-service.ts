@@ -8,9 +8,11 @@ import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
 import { environmentName } from "./credential-messages.ts";
-import { countCredentials } from "./credentials.ts";
+import { countCredentials, countReasons } from "./credentials.ts";
 import type { ImportFormats } from "./import-formats.ts";
 import { leaseCredential } from "./lease.ts";
+import type { LeaseSignals } from "./lease-signals.ts";
+import { requireWatching } from "./lease-watchers.ts";
 import type { Refresher } from "./refresh.ts";
 import { countPendingRevocations } from "./revocations.ts";
 import type { Rotation } from "./rotation.ts";
@@ -18,6 +20,7 @@ import type { VaultDatabase } from "./schema.ts";
 import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
 import { transferHandlers } from "./transfer-handlers.ts";
+import { watchLeases } from "./watch-leases.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
 
@@ -30,23 +33,25 @@ export interface VaultServiceOptions {
   readonly refresher: Refresher;
 }
 
-/** What operators look at and work with. */
+/** What goes on beside the calls, and what operators work with. */
 export interface Operations {
   readonly sealState: SealState;
   readonly rotation: Rotation;
   readonly importFormats: ImportFormats;
+  readonly signals: LeaseSignals;
 }
 
 /** The service over its collaborators. */
 export function vaultService(
   options: VaultServiceOptions,
-  { sealState, rotation, importFormats }: Operations,
+  { sealState, rotation, importFormats, signals }: Operations,
 ): VaultHandlers {
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
-    ...credentialHandlers(options),
+    ...credentialHandlers({ ...options, signals }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
-    async leaseInjection({ projectId, environment, externalUserId, accountId }, call) {
+    async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {
+      await requireWatching(options.db, proxyId);
       const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
       const lease = await leaseCredential(options, filter, call);
       return {
@@ -62,9 +67,7 @@ export function vaultService(
     async revealCredential() {
       throw unimplemented("RevealCredential");
     },
-    watchLeases() {
-      throw unimplemented("WatchLeases");
-    },
+    watchLeases: (requests, call) => watchLeases({ db: options.db, signals }, requests, call),
     async rotateKeys({ activateKekId }) {
       return { remaining: await rotation.begin(activateKekId) };
     },
@@ -87,6 +90,7 @@ function guarded<Methods extends object>(handlers: Methods, sealState: SealState
 async function vaultStatus(db: VaultDatabase, sealState: SealState, rotation: Rotation) {
   const { sealedReason, activeKekId, dataKeysByKek } = await sealState.check();
   const states = await countCredentials(db);
+  const reasons = await countReasons(db);
   const { count, time } = await countPendingRevocations(db);
   const { damaged, processes, processesByKek } = await rotation.status();
   return {
@@ -95,6 +99,7 @@ async function vaultStatus(db: VaultDatabase, sealState: SealState, rotation: Ro
     activeKekId,
     dataKeysByKek: Object.fromEntries(dataKeysByKek),
     credentialsByState: Object.fromEntries(states.map(({ state, count }) => [state, count])),
+    credentialsByReason: Object.fromEntries(reasons.map(({ reason, count }) => [reason, count])),
     pendingRevocations: count,
     time,
     damagedDataKeys: BigInt(damaged),

@@ -177,8 +177,9 @@ describe("a rule refuses", () => {
   });
 
   it("a lease that has ended", async () => {
-    fixture.answers = { account: {}, lease: { leaseExpireTime: new Date(Date.now() - 1) } };
+    fixture.answers = { account: {}, lease: { leaseDurationMs: 0 } };
     expect(await refusal({})).toMatch(/^UNAVAILABLE LEASE_EXPIRED/);
+    expect(fixture.leases.length, "and asks anew first").toBeGreaterThan(1);
   });
 
   it("another user's account and an absent one with the same words", async () => {

@@ -14,10 +14,14 @@ import { type ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "../../services/proxy/authenticate.ts";
+import { type LeaseHolds, leaseHolds } from "../../services/proxy/lease-holds.ts";
 import { proxyCallers, proxyService } from "../../services/proxy/proxy-service.ts";
+import { watchLeases } from "../../services/proxy/watch-leases.ts";
 import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
+
 import { testTls } from "../support/tls.ts";
 import { startTlsUpstream, type TlsUpstream, upstreamHost } from "../support/tls-upstream.ts";
+import { newStandInWatch, type StandInWatch, standInWatch } from "./stand-in-watch.ts";
 
 export const connectToken = `ctok_${"0".repeat(32)}`;
 export const accessSecret = "ya29.the-access-token";
@@ -34,8 +38,13 @@ export interface ProxyFixture {
   readonly upstream: TlsUpstream;
   readonly proxy: RunningServer;
   /** What the vault and the account service were asked, and with which right. */
-  readonly leases: { readonly accountId: string; readonly call: Call }[];
+  readonly leases: { readonly accountId: string; readonly proxyId: string; readonly call: Call }[];
   readonly exchanges: string[];
+  /** The vault's side of WatchLeases. */
+  readonly watch: StandInWatch;
+  readonly holds: LeaseHolds;
+  /** What the proxy has said of itself through its health check. */
+  readonly serving: boolean[];
   /** Changes what the neighbours answer; `reset` undoes it. */
   answers: { account: Partial<Account>; lease: Partial<InjectionLease>; vaultFault?: StatusError };
   readonly gateway: Client<typeof ProxyServiceDefinition>;
@@ -66,6 +75,7 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
   const leases: ProxyFixture["leases"] = [];
   const exchanges: string[] = [];
   let answers: ProxyFixture["answers"] = { account: {}, lease: {} };
+  const watch = newStandInWatch();
   const viaProxy = [{ service: "proxy", scope: "connect:proxy", connectToken: true }];
 
   const account = await startStandIn({
@@ -89,10 +99,12 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
   const vault = await startStandIn({
     definition: CredentialVaultDefinition,
     service: "vault",
-    callers: { leaseInjection: viaProxy },
+    callers: { leaseInjection: viaProxy, watchLeases: [{ service: "proxy" }] },
     handlers: {
-      leaseInjection: async ({ accountId }, call) => {
-        leases.push({ accountId, call });
+      watchLeases: (requests) => standInWatch(watch, requests),
+      leaseInjection: async ({ accountId, proxyId }, call) => {
+        leases.push({ accountId, proxyId, call });
+        await watch.leasing;
         if (answers.vaultFault !== undefined) throw answers.vaultFault;
         if (accountId !== "apn_1") throw notFound("credential");
         const lease = InjectionLease.fromPartial({
@@ -102,7 +114,7 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
           baseUrl: `https://${target}/v1`,
           allowedDomains: [upstreamHost],
           absoluteUrlsAllowed: true,
-          leaseExpireTime: new Date(Date.now() + 10_000),
+          leaseDurationMs: 10_000,
           ...answers.lease,
         });
         return { lease };
@@ -111,6 +123,8 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
   });
 
   const tls = await testTls("proxy");
+  const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
+  const serving: boolean[] = [];
   const accountClient = createClient(AccountServiceDefinition, {
     address: `127.0.0.1:${account.internalPort}`,
     tls,
@@ -122,7 +136,10 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
     service: "vault",
   });
   const egress = openEgress({
-    resolve: async () => ["127.0.0.1"],
+    resolve: async () => {
+      await watch.connecting;
+      return ["127.0.0.1"];
+    },
     exemptTargets: [target],
     extraCa: upstream.ca,
   });
@@ -131,6 +148,7 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
     handlers: proxyService({
       account: accountClient,
       vault: vaultClient,
+      leases: { holds, proxyId: "prx_1" },
       egress,
       exemptTargets: [target],
       now: Date.now,
@@ -144,6 +162,13 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
     reflection: false,
     log: createLogger("proxy", "silent"),
   });
+  const leaseWatch = watchLeases({
+    vault: vaultClient,
+    proxyId: "prx_1",
+    holds,
+    log: createLogger("proxy", "silent"),
+    onChange: (watching) => serving.push(watching),
+  });
   const gateway = createClient(ProxyServiceDefinition, {
     address: `127.0.0.1:${proxy.internalPort}`,
     tls: await testTls("gateway"),
@@ -154,6 +179,9 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
     proxy,
     leases,
     exchanges,
+    watch,
+    holds,
+    serving,
     get answers() {
       return answers;
     },
@@ -166,12 +194,16 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
       answers = { account: {}, lease: {} };
       leases.length = 0;
       exchanges.length = 0;
+      watch.heard.length = 0;
+      watch.leasing = undefined;
+      watch.connecting = undefined;
       upstream.requests.length = 0;
       upstream.answerWith(ok("{}"));
     },
     async stop() {
       gateway.close();
       await proxy.drain(1000);
+      await leaseWatch.stop();
       await egress.close();
       accountClient.close();
       vaultClient.close();

@@ -20,8 +20,12 @@ export interface ProviderShim {
   readonly address: string;
   /** Paths of the requests that came, in order. */
   readonly requests: string[];
+  /** What the provider was asked for tokens, what it answered, and when, by the monotonic clock. */
+  readonly tokenAnswers: { readonly asked: string; readonly body: string; readonly timeMs: number }[];
   /** Judges each request from now on; a promise holds it. */
   misbehave(judge: (path: string) => Fault | Promise<Fault>): void;
+  /** Gives a refresh token that comes again within this time the answer that it got, as lenient providers do. */
+  allowReuse(graceMs: number): void;
   stop(): Promise<void>;
 }
 
@@ -31,6 +35,9 @@ export async function startProviderShim(
   tls: { readonly key: string; readonly certificate: string; readonly ca: string },
 ): Promise<ProviderShim> {
   const requests: string[] = [];
+  const tokenAnswers: { asked: string; body: string; timeMs: number }[] = [];
+  const answers = new Map<string, { status: number; content: Buffer; timeMs: number }>();
+  let graceMs = 0;
   let judge: (path: string) => Fault | Promise<Fault> = () => undefined;
 
   async function handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -46,6 +53,13 @@ export async function startProviderShim(
       response.writeHead(fault.status, { "content-type": "application/json", ...fault.headers }).end(fault.body);
       return;
     }
+    const token = new URLSearchParams(body.toString()).get("refresh_token");
+    const given = token === null ? undefined : answers.get(token);
+    if (given !== undefined && performance.now() - given.timeMs < graceMs) {
+      if (fault === "lose answer") response.destroy();
+      else response.writeHead(given.status, { "content-type": "application/json" }).end(given.content);
+      return;
+    }
     const { host: _host, ...headers } = request.headers;
     const options = { method: request.method ?? "GET", headers, ca: tls.ca, agent: false as const };
     const forwarded = requestHttps(new URL(request.url ?? "/", providerUrl), options);
@@ -53,6 +67,12 @@ export async function startProviderShim(
     forwarded.end(body);
     const [answer] = (await once(forwarded, "response")) as [IncomingMessage];
     const content = Buffer.concat(await answer.toArray());
+    if (path === "/token") {
+      tokenAnswers.push({ asked: body.toString(), body: content.toString(), timeMs: performance.now() });
+    }
+    if (token !== null) {
+      answers.set(token, { status: answer.statusCode ?? 502, content, timeMs: performance.now() });
+    }
     if (fault === "lose answer") response.destroy();
     else response.writeHead(answer.statusCode ?? 502, answer.headers).end(content);
   }
@@ -67,8 +87,12 @@ export async function startProviderShim(
     url: `https://${address}`,
     address,
     requests,
+    tokenAnswers,
     misbehave: (next) => {
       judge = next;
+    },
+    allowReuse: (ms) => {
+      graceMs = ms;
     },
     async stop() {
       server.closeAllConnections();

@@ -1,6 +1,13 @@
 // When credentials are refreshed and tried again, by table.
 import { expect, test } from "vitest";
-import { backoffAfter, isDue, isValid, refreshAfterSeconds } from "../../services/vault/refresh-times.ts";
+import {
+  backoffAfter,
+  isDue,
+  isValid,
+  keepAliveAfterSeconds,
+  lostGrantWait,
+  refreshAfterSeconds,
+} from "../../services/vault/refresh-times.ts";
 
 const [least, most] = [() => 0, () => 1];
 
@@ -30,4 +37,16 @@ test("a token is due five seconds before its end, valid until then, and never du
   expect([5_000, 4_999].map((ms) => isDue(ending(ms)))).toEqual([false, true]);
   expect([1, 0].map((ms) => isValid(ending(ms)))).toEqual([true, false]);
   expect([isDue({ readTime, expireTime: null }), isValid({ readTime, expireTime: null })]).toEqual([false, true]);
+});
+
+test("a grant that nobody uses is refreshed when a good part of its idle time is left", () => {
+  expect(keepAliveAfterSeconds(1000, least)).toBeCloseTo(700);
+  expect(keepAliveAfterSeconds(1000, most)).toBeCloseTo(600);
+});
+
+test("a grant whose answer was lost is left alone until a minute before its token's end", () => {
+  const readTime = new Date(1_000_000);
+  const ending = (seconds: number) => lostGrantWait({ readTime, expireTime: new Date(1_000_000 + seconds * 1000) });
+  expect([600, 61, 60, -5].map(ending)).toEqual([540, 1, 0, 0]);
+  expect(lostGrantWait({ readTime, expireTime: null })).toBe(900);
 });

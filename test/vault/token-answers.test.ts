@@ -64,3 +64,37 @@ test("tells a request that was never sent from one whose answer is missing", () 
   expect(failed(false)).toEqual({ kind: "retry", error: "EGRESS_TIMEOUT", sent: false });
   expect(failed(true)).toEqual({ kind: "unknown", error: "EGRESS_TIMEOUT" });
 });
+
+const classes = {
+  name_at: "fault.code",
+  terminal: [{ error: "token_gone" }, { status: 410 }],
+  transient: [{ error: "invalid_grant", status: 503 }, { status: 401 }],
+  integration: [{ error: "app_suspended" }],
+};
+
+test.each([
+  ["the app's own name for the end", 200, "token_gone", { kind: "rejected", error: "token_gone" }],
+  ["a status without a name", 410, undefined, { kind: "rejected", error: "HTTP_410" }],
+  ["a name together with a status, before the standard", 503, "invalid_grant", retry("invalid_grant")],
+  [
+    "the standard, where the app says nothing of it",
+    400,
+    "invalid_grant",
+    { kind: "rejected", error: "invalid_grant" },
+  ],
+  ["a status that the app sees otherwise than the standard", 401, undefined, retry("HTTP_401")],
+  ["a fault of the client", 400, "app_suspended", { kind: "client_rejected", error: "app_suspended" }],
+  [
+    "a standard name, before a status alone",
+    410,
+    "invalid_client",
+    { kind: "client_rejected", error: "invalid_client" },
+  ],
+  ["what nobody names", 400, "slow_down", retry("slow_down")],
+])("reads an app's errors as its entry says: %s", (_name, status, code, outcome) => {
+  expect(judgeTokenAnswer(status, code && { fault: { code } }, { errors: classes })).toEqual(outcome);
+});
+
+test("an app whose errors stand elsewhere still gets its tokens", () => {
+  expect(judgeTokenAnswer(200, { access_token: "a" }, { errors: classes })).toEqual(granted({ accessToken: "a" }));
+});

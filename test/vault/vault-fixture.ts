@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { sql } from "kysely";
 import { afterAll, beforeEach } from "vitest";
 import type { IdentityClaims } from "#libs/access-tokens.ts";
-import { type Catalog, type CatalogApp, loadCatalog } from "#libs/catalog.ts";
+import { type CatalogApp, loadCatalog } from "#libs/catalog.ts";
 import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
@@ -25,22 +25,28 @@ import { dataKeys } from "../../services/vault/data-keys.ts";
 import type { ImportFormats } from "../../services/vault/import-formats.ts";
 import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
+import { listenForLeases } from "../../services/vault/lease-signals.ts";
 import { createRefresher } from "../../services/vault/refresh.ts";
+import { startRefreshLoop } from "../../services/vault/refresh-loop.ts";
 import { startRotation } from "../../services/vault/rotation.ts";
 import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { watchSealState } from "../../services/vault/seal-state.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
+import { openSpool } from "../../services/vault/spool.ts";
 import { vaultService } from "../../services/vault/vault-service.ts";
 import { createTestDatabase } from "../support/postgres.ts";
 import { startProviderShim } from "../support/provider-shim.ts";
 import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
 import { testTls } from "../support/tls.ts";
+import { watchLeasesAs } from "./watching-proxy.ts";
 
 type Vault = Client<typeof CredentialVaultDefinition>;
 type Service = "account" | "proxy" | "operator" | "gateway";
 
 const clientId = "deputy-test";
 const clientSecret = "a secret: with % and +";
+/** The proxy that leases are given to, on whatever vault, unless a test names another. */
+export const watchingProxyId = "prx_of_the_fixture";
 export const redirectUri = "http://127.0.0.1:9/oauth/callback";
 export const whose = { projectId: "proj_1", environment: Environment.DEVELOPMENT, externalUserId: "user-1" };
 const claims: IdentityClaims = { sub: "cli_1", project_id: "proj_1", scope: "connect:proxy" };
@@ -53,6 +59,18 @@ export function soon(token?: string): { deadlineMs: number; token?: string } {
 /** A token of a caller with the right to use the proxy, unless told otherwise. */
 export function tokenWith(more: Partial<IdentityClaims> = {}): Promise<string> {
   return signToken({ ...claims, ...more });
+}
+
+/** How one vault of several differs. */
+export interface VaultOptions {
+  readonly timeoutMs?: number;
+  readonly keyringFile?: string;
+  readonly worker?: boolean;
+  /** Refreshes what is due by itself; off unless asked for, so that a test says what is refreshed when. */
+  readonly loop?: boolean;
+  readonly spoolDirectory?: string;
+  readonly unguardedApps?: readonly string[];
+  readonly importFormats?: ImportFormats;
 }
 
 /** Sets up what the tests of one file share. Call it at the top level of the file. */
@@ -80,7 +98,10 @@ export async function vaultFixture() {
   ends.push(() => provider.stop());
   const shim = await startProviderShim(provider.url, tls);
   ends.push(() => shim.stop());
-  beforeEach(() => shim.misbehave(() => undefined));
+  beforeEach(() => {
+    shim.misbehave(() => undefined);
+    shim.allowReuse(0);
+  });
 
   const exemptTargets = [new URL(provider.url).host, shim.address];
   const account = await startStandIn({
@@ -96,9 +117,7 @@ export async function vaultFixture() {
   ends.push(() => db.destroy());
 
   /** Starts a vault process's parts, as main.ts puts them together. */
-  async function startVault(
-    more: { timeoutMs?: number; keyringFile?: string; worker?: boolean; importFormats?: ImportFormats } = {},
-  ) {
+  async function startVault(more: VaultOptions = {}) {
     const own: (() => unknown)[] = [];
     const lines: string[] = [];
     const log = createLogger("vault", "info", { write: (line) => lines.push(line) });
@@ -109,7 +128,12 @@ export async function vaultFixture() {
     const providers = { egress, exemptTargets, ...(more.timeoutMs !== undefined && { timeoutMs: more.timeoutMs }) };
     const locks = accountLocks(access);
     const authorizer = createAuthorizer({ db: vaultDb, secrets, catalog, providers, log });
-    const refresher = createRefresher({ db: vaultDb, locks, secrets, catalog, providers, log });
+    const signals = listenForLeases(access, log);
+    const passPoint = () => undefined;
+    const unguardedApps = more.unguardedApps ?? [];
+    const spool = more.spoolDirectory && (await openSpool({ directory: more.spoolDirectory, secrets, log }));
+    const refreshing = { db: vaultDb, locks, secrets, catalog, providers, log, passPoint, unguardedApps };
+    const refresher = createRefresher({ ...refreshing, spool: spool || undefined });
     const vaultTls = await testTls("vault");
     const address = `127.0.0.1:${account.internalPort}`;
     const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
@@ -119,7 +143,7 @@ export async function vaultFixture() {
       definition: CredentialVaultDefinition,
       handlers: vaultService(
         { db: vaultDb, secrets, catalog, authorizer, refresher },
-        { sealState, rotation, importFormats: more.importFormats ?? {} },
+        { sealState, rotation, importFormats: more.importFormats ?? {}, signals },
       ),
       callers: vaultCallers,
       authenticate: authenticator(keys, Date.now),
@@ -133,6 +157,9 @@ export async function vaultFixture() {
       const worker = await startJobs({ db: vaultDb, secrets, catalog, providers, log }, access);
       own.push(() => worker.stop());
     }
+    const loop = more.loop
+      ? startRefreshLoop({ db: vaultDb, catalog, refresher, log, isOpen: sealState.isOpen, pollMs: 100 })
+      : undefined;
     const clients: { [Name in Service]?: Vault & { close(): void } } = {};
     async function as(service: Service): Promise<Vault> {
       const found = clients[service] ?? (await connect(service));
@@ -141,13 +168,18 @@ export async function vaultFixture() {
     }
     async function connect(service: Service) {
       const options = { address: `127.0.0.1:${server.internalPort}`, tls: await testTls(service), service: "vault" };
-      return createClient(CredentialVaultDefinition, options);
+      const client = createClient(CredentialVaultDefinition, options);
+      const leaseInjection: Vault["leaseInjection"] = (request, call) =>
+        client.leaseInjection({ proxyId: watchingProxyId, ...request }, call);
+      return { ...client, leaseInjection };
     }
     const stop = async () => {
       ends.splice(0, ends.length, ...ends.filter((end) => end !== stop));
+      await signals.stop();
       for (const client of Object.values(clients)) client.close();
       await server.drain(2_000);
       sealState.stop();
+      await loop?.stop();
       await rotation.stop();
       await Promise.all([authorizer.idle(), refresher.idle()]);
       for (const end of own.splice(0)) await end();
@@ -157,11 +189,12 @@ export async function vaultFixture() {
       await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, secrets, stop };
+    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, loop, secrets, stop };
   }
 
   const vault = await startVault();
   const [asAccount, asProxy] = [await vault.as("account"), await vault.as("proxy")];
+  const watching = await watchLeasesAs(asProxy, watchingProxyId);
   const oauthAppId = "oa_1";
   const putClient = (clientSecrets = [clientSecret]) =>
     asAccount.putOauthClient({ projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets }, soon());
@@ -193,14 +226,39 @@ export async function vaultFixture() {
     client.leaseInjection({ ...whose, accountId }, soon(bearer));
 
   return {
-    ...{ database, db, provider, shim, catalog, vault, asAccount, asProxy, oauthAppId, token, keyringFile, directory },
+    ...{
+      database,
+      db,
+      provider,
+      shim,
+      catalog,
+      vault,
+      asAccount,
+      asProxy,
+      watching,
+      oauthAppId,
+      token,
+      keyringFile,
+      directory,
+    },
     ...{ startVault, putClient, newAccountId, consent, connectAccount, clientSecret },
+    ...{ exemptTargets, ends, tls, account },
     lease: (accountId: string, bearer?: string) => leaseBy(asProxy, accountId, bearer),
     leaseBy,
     /** Lets the access token end, by the database's clock, in so many seconds. */
     endTokenIn: async (accountId: string, seconds: number) => {
       const expireTime = sql<Date>`now() + make_interval(secs => ${seconds})`;
       await db.updateTable("credentials").set({ expireTime }).where("accountId", "=", accountId).execute();
+    },
+    /** As if the proxy had not been heard for so many seconds; its next word undoes it. */
+    pauseHeartbeatsOf: async (proxyId: string, seconds: number) => {
+      const lastSeenTime = sql<Date>`now() - make_interval(secs => ${seconds})`;
+      await db.updateTable("leaseWatchers").set({ lastSeenTime }).where("proxyId", "=", proxyId).execute();
+    },
+    /** Lets the loop find the account, and forgets the pause after a failure. */
+    makeDue: async (...accountIds: string[]) => {
+      const due = { nextRefreshTime: sql<Date>`now() - interval '1 second'`, retryTime: null };
+      await db.updateTable("credentials").set(due).where("accountId", "in", accountIds).execute();
     },
     rowOf: (accountId: string) =>
       db.selectFrom("credentials").selectAll().where("accountId", "=", accountId).executeTakeFirstOrThrow(),
@@ -227,8 +285,11 @@ export async function vaultFixture() {
   };
 }
 
+/** What the tests of one file share. */
+export type VaultFixture = Awaited<ReturnType<typeof vaultFixture>>;
+
 /** The repository's own catalog, at the sandbox's true port, with what the vault sends going through the shim. */
-function catalogAt(providerUrl: string, shimUrl: string): Catalog {
+function catalogAt(providerUrl: string, shimUrl: string): Map<string, CatalogApp> {
   const entries = [...loadCatalog("catalog", { production: false }).values()].map((entry): [string, CatalogApp] => {
     const app: CatalogApp = JSON.parse(
       JSON.stringify(entry)

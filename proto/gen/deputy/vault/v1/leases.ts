@@ -44,6 +44,11 @@ export interface LeaseInjectionRequest {
   externalUserId: string;
   /** Required. The account. */
   accountId: string;
+  /**
+   * Required. The proxy process, by the id that it named on its `WatchLeases` stream: FAILED_PRECONDITION `WATCH_REQUIRED`
+   * unless that stream is alive, on this or on another vault process.
+   */
+  proxyId: string;
 }
 
 /** What to put into the request, and where it may go. */
@@ -78,6 +83,11 @@ export interface InjectionLease {
   refreshed: boolean;
   /** Output only. Ports that absolute URLs may name beside the default one. */
   allowedPorts: number[];
+  /**
+   * Output only. For how long the material may be used, counted by the proxy's own clocks from before it asked: so the
+   * clocks of two machines are never compared.
+   */
+  leaseDurationMs: number;
 }
 
 /** A name and the secret that goes there. */
@@ -96,8 +106,14 @@ export interface WatchLeasesRequest {
     /** The first message of a stream. */
     { $case: "hello"; value: WatchLeasesHello }
     | //
-    /** Acknowledges every invalidation up to this sequence number. */
+    /**
+     * Acknowledges every invalidation up to this sequence number: nothing is sent with those leases from now on. Sent after
+     * each invalidation, and again after each heartbeat, by which the vault knows that the proxy is there.
+     */
     { $case: "acknowledgedSequence"; value: bigint }
+    | //
+    /** The last message of a proxy that stops. */
+    { $case: "goodbye"; value: WatchLeasesGoodbye }
     | undefined;
 }
 
@@ -105,6 +121,10 @@ export interface WatchLeasesRequest {
 export interface WatchLeasesHello {
   /** Required. An id that the process made at its start. */
   proxyId: string;
+}
+
+/** Says that the proxy holds no lease any more and asks for none: nobody has to wait for it. */
+export interface WatchLeasesGoodbye {
 }
 
 /** What the vault tells a proxy. */
@@ -115,7 +135,10 @@ export interface WatchLeasesResponse {
     /** An account's leases are no longer to be used. */
     { $case: "invalidation"; value: LeaseInvalidation }
     | //
-    /** The stream is alive; a proxy that misses it empties its cache. */
+    /**
+     * The stream is alive; a proxy that misses it empties its cache. The first one says that leases may be asked for: what
+     * was asked for before is void.
+     */
     { $case: "heartbeat"; value: LeaseHeartbeat }
     | undefined;
 }
@@ -141,7 +164,7 @@ export interface LeaseHeartbeat {
 }
 
 function createBaseLeaseInjectionRequest(): LeaseInjectionRequest {
-  return { projectId: "", environment: 0, externalUserId: "", accountId: "" };
+  return { projectId: "", environment: 0, externalUserId: "", accountId: "", proxyId: "" };
 }
 
 export const LeaseInjectionRequest: MessageFns<LeaseInjectionRequest> = {
@@ -157,6 +180,9 @@ export const LeaseInjectionRequest: MessageFns<LeaseInjectionRequest> = {
     }
     if (message.accountId !== "") {
       writer.uint32(34).string(message.accountId);
+    }
+    if (message.proxyId !== "") {
+      writer.uint32(42).string(message.proxyId);
     }
     return writer;
   },
@@ -206,6 +232,14 @@ export const LeaseInjectionRequest: MessageFns<LeaseInjectionRequest> = {
             message.accountId = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.proxyId = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -227,6 +261,7 @@ export const LeaseInjectionRequest: MessageFns<LeaseInjectionRequest> = {
     message.environment = object.environment ?? 0;
     message.externalUserId = object.externalUserId ?? "";
     message.accountId = object.accountId ?? "";
+    message.proxyId = object.proxyId ?? "";
     return message;
   },
 };
@@ -301,6 +336,7 @@ function createBaseInjectionLease(): InjectionLease {
     leaseExpireTime: undefined,
     refreshed: false,
     allowedPorts: [],
+    leaseDurationMs: 0,
   };
 }
 
@@ -345,6 +381,9 @@ export const InjectionLease: MessageFns<InjectionLease> = {
         writer.int32(v);
       }
       writer.join();
+    }
+    if (message.leaseDurationMs !== 0) {
+      writer.uint32(96).int32(message.leaseDurationMs);
     }
     return writer;
   },
@@ -460,6 +499,14 @@ export const InjectionLease: MessageFns<InjectionLease> = {
 
             break;
           }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.leaseDurationMs = reader.int32();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -490,6 +537,7 @@ export const InjectionLease: MessageFns<InjectionLease> = {
     message.leaseExpireTime = object.leaseExpireTime ?? undefined;
     message.refreshed = object.refreshed ?? false;
     message.allowedPorts = object.allowedPorts?.map((e) => e) || [];
+    message.leaseDurationMs = object.leaseDurationMs ?? 0;
     return message;
   },
 };
@@ -577,6 +625,9 @@ export const WatchLeasesRequest: MessageFns<WatchLeasesRequest> = {
         }
         writer.uint32(16).uint64(message.message.value);
         break;
+      case "goodbye":
+        WatchLeasesGoodbye.encode(message.message.value, writer.uint32(26).fork()).join();
+        break;
     }
     return writer;
   },
@@ -610,6 +661,14 @@ export const WatchLeasesRequest: MessageFns<WatchLeasesRequest> = {
             message.message = { $case: "acknowledgedSequence", value: reader.uint64() as bigint };
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.message = { $case: "goodbye", value: WatchLeasesGoodbye.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -637,6 +696,12 @@ export const WatchLeasesRequest: MessageFns<WatchLeasesRequest> = {
       case "acknowledgedSequence": {
         if (object.message?.value !== undefined && object.message?.value !== null) {
           message.message = { $case: "acknowledgedSequence", value: BigInt(object.message.value) };
+        }
+        break;
+      }
+      case "goodbye": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "goodbye", value: WatchLeasesGoodbye.fromPartial(object.message.value) };
         }
         break;
       }
@@ -696,6 +761,49 @@ export const WatchLeasesHello: MessageFns<WatchLeasesHello> = {
   fromPartial(object: DeepPartial<WatchLeasesHello>): WatchLeasesHello {
     const message = createBaseWatchLeasesHello();
     message.proxyId = object.proxyId ?? "";
+    return message;
+  },
+};
+
+function createBaseWatchLeasesGoodbye(): WatchLeasesGoodbye {
+  return {};
+}
+
+export const WatchLeasesGoodbye: MessageFns<WatchLeasesGoodbye> = {
+  encode(_: WatchLeasesGoodbye, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchLeasesGoodbye {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchLeasesGoodbye();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<WatchLeasesGoodbye>): WatchLeasesGoodbye {
+    return WatchLeasesGoodbye.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<WatchLeasesGoodbye>): WatchLeasesGoodbye {
+    const message = createBaseWatchLeasesGoodbye();
     return message;
   },
 };

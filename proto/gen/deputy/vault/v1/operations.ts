@@ -91,6 +91,11 @@ export interface GetVaultStatusResponse {
   processes: bigint;
   /** Output only. How many of those hold each key-encryption key: a key is activated when all do. */
   processesByKek: { [key: string]: bigint };
+  /**
+   * Output only. How many credentials carry each state reason: `BLAST_RADIUS_GUARD` for accounts kept although their
+   * provider refused them, `OAUTH_CLIENT_REJECTED`, `PROVIDER_FAILING`, `QUARANTINED` and so on.
+   */
+  credentialsByReason: { [key: string]: bigint };
 }
 
 export interface GetVaultStatusResponse_DataKeysByKekEntry {
@@ -104,6 +109,11 @@ export interface GetVaultStatusResponse_CredentialsByStateEntry {
 }
 
 export interface GetVaultStatusResponse_ProcessesByKekEntry {
+  key: string;
+  value: bigint;
+}
+
+export interface GetVaultStatusResponse_CredentialsByReasonEntry {
   key: string;
   value: bigint;
 }
@@ -568,6 +578,7 @@ function createBaseGetVaultStatusResponse(): GetVaultStatusResponse {
     damagedDataKeys: 0n,
     processes: 0n,
     processesByKek: {},
+    credentialsByReason: {},
   };
 }
 
@@ -612,6 +623,10 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
     }
     globalThis.Object.entries(message.processesByKek).forEach(([key, value]: [string, bigint]) => {
       GetVaultStatusResponse_ProcessesByKekEntry.encode({ key: key as any, value }, writer.uint32(82).fork()).join();
+    });
+    globalThis.Object.entries(message.credentialsByReason).forEach(([key, value]: [string, bigint]) => {
+      GetVaultStatusResponse_CredentialsByReasonEntry.encode({ key: key as any, value }, writer.uint32(90).fork())
+        .join();
     });
     return writer;
   },
@@ -718,6 +733,17 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
             }
             continue;
           }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            const entry11 = GetVaultStatusResponse_CredentialsByReasonEntry.decode(reader, reader.uint32());
+            if (entry11.value !== undefined) {
+              message.credentialsByReason[entry11.key] = entry11.value;
+            }
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -771,6 +797,13 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
       },
       {},
     );
+    message.credentialsByReason = (globalThis.Object.entries(object.credentialsByReason ?? {}) as [string, bigint][])
+      .reduce((acc: { [key: string]: bigint }, [key, value]: [string, bigint]) => {
+        if (value !== undefined) {
+          acc[key] = BigInt(value as string | number | bigint | boolean);
+        }
+        return acc;
+      }, {});
     return message;
   },
 };
@@ -992,6 +1025,85 @@ export const GetVaultStatusResponse_ProcessesByKekEntry: MessageFns<GetVaultStat
     object: DeepPartial<GetVaultStatusResponse_ProcessesByKekEntry>,
   ): GetVaultStatusResponse_ProcessesByKekEntry {
     const message = createBaseGetVaultStatusResponse_ProcessesByKekEntry();
+    message.key = object.key ?? "";
+    message.value = (object.value !== undefined && object.value !== null) ? BigInt(object.value) : 0n;
+    return message;
+  },
+};
+
+function createBaseGetVaultStatusResponse_CredentialsByReasonEntry(): GetVaultStatusResponse_CredentialsByReasonEntry {
+  return { key: "", value: 0n };
+}
+
+export const GetVaultStatusResponse_CredentialsByReasonEntry: MessageFns<
+  GetVaultStatusResponse_CredentialsByReasonEntry
+> = {
+  encode(
+    message: GetVaultStatusResponse_CredentialsByReasonEntry,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== 0n) {
+      if (BigInt.asIntN(64, message.value) !== message.value) {
+        throw new globalThis.Error("value provided for field message.value of type int64 too large");
+      }
+      writer.uint32(16).int64(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): GetVaultStatusResponse_CredentialsByReasonEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseGetVaultStatusResponse_CredentialsByReasonEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.value = reader.int64() as bigint;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(
+    base?: DeepPartial<GetVaultStatusResponse_CredentialsByReasonEntry>,
+  ): GetVaultStatusResponse_CredentialsByReasonEntry {
+    return GetVaultStatusResponse_CredentialsByReasonEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<GetVaultStatusResponse_CredentialsByReasonEntry>,
+  ): GetVaultStatusResponse_CredentialsByReasonEntry {
+    const message = createBaseGetVaultStatusResponse_CredentialsByReasonEntry();
     message.key = object.key ?? "";
     message.value = (object.value !== undefined && object.value !== null) ? BigInt(object.value) : 0n;
     return message;

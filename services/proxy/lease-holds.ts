@@ -1,0 +1,136 @@
+// What this process may still send with which lease. A hold is taken before a lease is asked for, and looked at once more in
+// the moment before a request's first byte leaves: then the watch must have been alive all the time since, nobody may have
+// ended the account's leases, and the lease's time, counted from before it was asked for, must not be over. The time is taken
+// from two clocks of this machine, and the one on which more has passed counts: the monotonic one, which nobody can set, and
+// the wall clock, which also goes on while a machine is suspended. See the argument in the vault's lease-watchers.ts.
+//
+// A cache of leases can sit on this: an entry is a lease with its hold, good for as long as `fault` says nothing.
+import { setTimeout as sleep } from "node:timers/promises";
+import { StatusError } from "#libs/errors.ts";
+
+/** An account that leases are for. */
+export interface LeaseAccount {
+  readonly projectId: string;
+  readonly accountId: string;
+}
+
+/** The right to use one lease, from before it is asked for. */
+export interface LeaseHold {
+  /** Fires when the account is revoked, with the error for the caller: what is in flight has to be broken off. */
+  readonly signal: AbortSignal;
+  /** Tells how long the lease lasts. Until then it cannot be used. */
+  grant(durationMs: number): void;
+  /** Why nothing may be sent with it now; undefined when something may. */
+  fault(): StatusError | undefined;
+  end(): void;
+}
+
+/** The holds of this process. */
+export interface LeaseHolds {
+  /** Takes a hold; waits a little for the watch to begin. UNAVAILABLE `VAULT_UNREACHABLE` when it does not. */
+  take(account: LeaseAccount, deadlineMs: number): Promise<LeaseHold>;
+  /** The vault was heard: the first time on a stream, the watch begins. */
+  heard(): void;
+  /** The stream is gone: all holds are void. */
+  lost(): void;
+  /** The account's leases are over: all its holds are void, and what is in flight is broken off when it was revoked. */
+  invalidate(account: LeaseAccount, isRevoked: boolean): void;
+}
+
+/** The clocks: milliseconds that only go forward, and milliseconds since 1970. */
+export interface Clocks {
+  readonly monotonicMs: () => number;
+  readonly wallMs: () => number;
+}
+
+/** Three heartbeats of the vault: one that is silent for longer may have something to tell that does not arrive. */
+export const silenceMs = 3_000;
+
+// A stream that broke is back within this, or the vault is away.
+const watchWaitMs = 3_000;
+const watchPollMs = 25;
+
+interface Held {
+  voidedBy: StatusError | undefined;
+  readonly abort: AbortController;
+}
+
+/** Makes the holds of a process; none can be taken before the vault is heard. */
+export function leaseHolds(clocks: Clocks): LeaseHolds {
+  const held = new Map<string, Set<Held>>();
+  let lastHeard: (() => number) | undefined;
+
+  /** How long ago something was. */
+  function stopwatch(): () => number {
+    const [monotonic, wall] = [clocks.monotonicMs(), clocks.wallMs()];
+    return () => Math.max(clocks.monotonicMs() - monotonic, clocks.wallMs() - wall);
+  }
+
+  const isWatching = () => lastHeard !== undefined && lastHeard() <= silenceMs;
+
+  function voidAll(): void {
+    for (const holds of held.values()) for (const hold of holds) hold.voidedBy ??= unreachable();
+  }
+
+  function add(account: LeaseAccount): LeaseHold {
+    const key = JSON.stringify([account.projectId, account.accountId]);
+    const own: Held = { voidedBy: undefined, abort: new AbortController() };
+    const ofAccount = held.get(key) ?? new Set();
+    held.set(key, ofAccount.add(own));
+    const ageMs = stopwatch();
+    let durationMs = 0;
+    return {
+      signal: own.abort.signal,
+      grant(ms) {
+        durationMs = ms;
+      },
+      fault() {
+        if (own.voidedBy !== undefined) return own.voidedBy;
+        if (!isWatching()) return unreachable();
+        return ageMs() < durationMs ? undefined : leaseOver();
+      },
+      end() {
+        ofAccount.delete(own);
+        if (ofAccount.size === 0 && held.get(key) === ofAccount) held.delete(key);
+      },
+    };
+  }
+
+  return {
+    async take(account, deadlineMs) {
+      const giveUpMs = Math.min(deadlineMs, clocks.wallMs() + watchWaitMs);
+      while (!isWatching()) {
+        if (clocks.wallMs() >= giveUpMs) throw unreachable();
+        await sleep(watchPollMs);
+      }
+      return add(account);
+    },
+    heard() {
+      // After a silence the vault may no longer have counted on this process.
+      if (!isWatching()) voidAll();
+      lastHeard = stopwatch();
+    },
+    lost() {
+      lastHeard = undefined;
+      voidAll();
+    },
+    invalidate({ projectId, accountId }, isRevoked) {
+      for (const hold of held.get(JSON.stringify([projectId, accountId])) ?? []) {
+        hold.voidedBy = isRevoked ? accountRevoked() : leaseOver();
+        if (isRevoked) hold.abort.abort(hold.voidedBy);
+      }
+    },
+  };
+}
+
+function unreachable(): StatusError {
+  return new StatusError("UNAVAILABLE", "VAULT_UNREACHABLE", "The vault cannot be reached now: send it again.");
+}
+
+function accountRevoked(): StatusError {
+  return new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
+}
+
+function leaseOver(): StatusError {
+  return new StatusError("UNAVAILABLE", "LEASE_EXPIRED", "The lease ended before the request was sent: send it again.");
+}

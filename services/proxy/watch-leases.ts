@@ -1,0 +1,108 @@
+// Keeps the WatchLeases stream to the vault: what the vault says goes to the holds, and is acknowledged after they have dropped
+// what is over. A stream that breaks or falls silent is given up for a new one, with growing pauses.
+import { PassThrough } from "node:stream";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { Logger } from "#libs/log.ts";
+import type { Client } from "#libs/rpc.ts";
+import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { LeaseInvalidationReason, type WatchLeasesRequest } from "#proto/deputy/vault/v1/leases.ts";
+import { type LeaseHolds, silenceMs } from "./lease-holds.ts";
+
+/** What a watch is made of. */
+export interface WatchOptions {
+  readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "watchLeases">;
+  readonly proxyId: string;
+  readonly holds: LeaseHolds;
+  readonly log: Logger;
+  /** Told when the watch begins and when it is lost. */
+  readonly onChange: (watching: boolean) => void;
+}
+
+/** A watch at work. */
+export interface LeaseWatch {
+  /** Tells the vault that nothing is held any more, and ends. Call it when no request is at work. */
+  stop(): Promise<void>;
+}
+
+// Every call has a deadline, of an hour at most; a stream that meets it is opened again.
+const streamMs = 50 * 60_000;
+const firstPauseMs = 50;
+const longestPauseMs = 2_000;
+// For a goodbye that has to reach the vault before the connection closes.
+const goodbyeMs = 1_000;
+
+type Say = (message: WatchLeasesRequest["message"]) => void;
+
+/** Starts watching, whether the vault is there yet or not. */
+export function watchLeases(options: WatchOptions): LeaseWatch {
+  const { holds, log, onChange } = options;
+  const stopping = new AbortController();
+  let say: Say | undefined;
+
+  async function watchOnce(onBegin: () => void): Promise<void> {
+    const silence = new AbortController();
+    const outgoing = new PassThrough({ objectMode: true });
+    const tell: Say = (message) => outgoing.write({ message });
+    tell({ $case: "hello", value: { proxyId: options.proxyId } });
+    const answers = options.vault.watchLeases(outgoing, {
+      deadlineMs: Date.now() + streamMs,
+      signal: silence.signal,
+    });
+    let timer = setTimeout(() => silence.abort(), silenceMs);
+    try {
+      for await (const { message } of answers) {
+        clearTimeout(timer);
+        timer = setTimeout(() => silence.abort(), silenceMs);
+        holds.heard();
+        if (say === undefined) onBegin();
+        say = tell;
+        let acknowledged = 0n;
+        if (message?.$case === "invalidation") {
+          const { projectId, accountId, reason, sequence } = message.value;
+          holds.invalidate({ projectId, accountId }, reason === LeaseInvalidationReason.REVOKED);
+          acknowledged = sequence;
+        }
+        // The vault keeps the highest; a heartbeat is answered so that it knows of this process.
+        tell({ $case: "acknowledgedSequence", value: acknowledged });
+      }
+    } finally {
+      clearTimeout(timer);
+      say = undefined;
+      holds.lost();
+      outgoing.end();
+    }
+  }
+
+  async function watchAgain(): Promise<void> {
+    let pauseMs = firstPauseMs;
+    while (!stopping.signal.aborted) {
+      let fault: unknown;
+      let began = false;
+      await watchOnce(() => {
+        began = true;
+        pauseMs = firstPauseMs;
+        log.info("the vault is watched");
+        onChange(true);
+      }).catch((error: unknown) => {
+        fault = error;
+      });
+      if (stopping.signal.aborted) return;
+      // Once for each time that the vault is away, not for each attempt.
+      if (began || pauseMs === firstPauseMs) log.warn({ err: fault }, "the vault is not watched");
+      if (began) onChange(false);
+      await sleep(pauseMs * (0.5 + Math.random()), undefined, { signal: stopping.signal }).catch(() => undefined);
+      pauseMs = Math.min(pauseMs * 2, longestPauseMs);
+    }
+  }
+
+  const watching = watchAgain();
+  return {
+    async stop() {
+      stopping.abort();
+      holds.lost();
+      if (say === undefined) return;
+      say({ $case: "goodbye", value: {} });
+      await Promise.race([watching, sleep(goodbyeMs)]);
+    },
+  };
+}

@@ -1,0 +1,69 @@
+// The loop's statements: claim what is due, and note what cannot be worked on. A claim pushes the row's time forward in the
+// statement that finds it, so that a process that dies with it gives it back by doing nothing.
+import { sql } from "kysely";
+import type { CredentialKey } from "./credentials.ts";
+import type { VaultDatabase } from "./schema.ts";
+
+/** A row that this process is to refresh. */
+export interface Claim extends CredentialKey {
+  readonly appSlug: string;
+  readonly generation: bigint;
+}
+
+/** How many rows of an app may be claimed. */
+export interface AppRoom {
+  readonly appSlug: string;
+  readonly room: number;
+}
+
+// Longer than an attempt with its wait for the lock takes.
+const claimSeconds = 60;
+// A request of another process may be under way for as long: see refresh-records.ts.
+const intentSeconds = 30;
+
+/**
+ * Claims what is due, at most `limit` rows and of each app no more than there is room for, the longest due first. App by app,
+ * so that a hundred thousand rows of a provider that hangs are not even looked at.
+ */
+export async function claimDue(db: VaultDatabase, rooms: readonly AppRoom[], limit: number): Promise<readonly Claim[]> {
+  const slugs = rooms.map(({ appSlug }) => appSlug);
+  const counts = rooms.map(({ room }) => room);
+  // The states stand in the text, not in parameters: else Postgres could not tell that the partial index serves.
+  const { rows } = await sql<Claim>`
+    with due as materialized (
+      select found.project_id, found.account_id
+      from unnest(${slugs}::text[], ${counts}::int[]) as app (slug, room)
+      cross join lateral (
+        select project_id, account_id from credentials
+        where app_slug = app.slug and state in ('ACTIVE', 'UNKNOWN') and next_refresh_time <= clock_timestamp()
+          and (intent_time is null or intent_time < clock_timestamp() - make_interval(secs => ${intentSeconds}))
+        order by next_refresh_time
+        limit app.room
+        for update skip locked
+      ) as found
+      limit ${limit}
+    )
+    update credentials as c
+    set next_refresh_time = clock_timestamp() + make_interval(secs => ${claimSeconds})
+    from due
+    where c.project_id = due.project_id and c.account_id = due.account_id
+    returning c.project_id, c.account_id, c.app_slug, c.generation`.execute(db);
+  return rows;
+}
+
+/** How often a row may fail by itself before it is left alone. */
+export const mostFaults = 5;
+
+/** Notes that the row could not be worked on at all. True when that was once too often, and the loop will not take it again. */
+export async function noteFault(db: VaultDatabase, { projectId, accountId, generation }: Claim): Promise<boolean> {
+  const { rows } = await sql<{ quarantined: boolean }>`
+    update credentials
+    set faults = faults + 1,
+      next_refresh_time = case when faults + 1 >= ${mostFaults} then null
+        else clock_timestamp() + make_interval(secs => 5 * power(2, faults)) end,
+      state_reason = case when faults + 1 >= ${mostFaults} then 'QUARANTINED' else state_reason end
+    where project_id = ${projectId} and account_id = ${accountId} and generation = ${generation}
+      and state in ('ACTIVE', 'UNKNOWN')
+    returning next_refresh_time is null as quarantined`.execute(db);
+  return rows[0]?.quarantined ?? false;
+}

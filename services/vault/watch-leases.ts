@@ -1,0 +1,99 @@
+// WatchLeases: tells one proxy of the leases that are over, in order, and hears what it acknowledges. A stream ends when the
+// proxy goes, when another one takes its place, or when this process stops; the proxy then holds nothing and begins anew.
+import { invalidField, StatusError } from "#libs/errors.ts";
+import { newId } from "#libs/ids.ts";
+import type { Call } from "#libs/rpc.ts";
+import {
+  LeaseInvalidationReason,
+  type WatchLeasesRequest,
+  type WatchLeasesResponse,
+} from "#proto/deputy/vault/v1/leases.ts";
+import { type LeaseInvalidation, listInvalidationsAfter } from "./lease-invalidations.ts";
+import type { LeaseSignals } from "./lease-signals.ts";
+import {
+  acknowledge,
+  deleteWatcher,
+  heartbeatMs,
+  notifyAcknowledged,
+  putWatcher,
+  type Watcher,
+} from "./lease-watchers.ts";
+import type { VaultDatabase } from "./schema.ts";
+
+/** What the handler needs. */
+export interface WatchLeasesOptions {
+  readonly db: VaultDatabase;
+  readonly signals: LeaseSignals;
+}
+
+// One query's worth; what is over is read in the next round.
+const batchSize = 500;
+
+/** Serves one stream. */
+export async function* watchLeases(
+  { db, signals }: WatchLeasesOptions,
+  requests: AsyncIterable<WatchLeasesRequest>,
+  call: Call,
+): AsyncGenerator<WatchLeasesResponse> {
+  if (signals.stopping.aborted) throw new StatusError("UNAVAILABLE", "STOPPING", "This vault process is stopping.");
+  const incoming = requests[Symbol.asyncIterator]();
+  const watcher = { proxyId: await readHello(incoming), watchId: newId("wat") };
+  let sent = await putWatcher(db, watcher);
+  let fault: unknown;
+  const leaving = new AbortController();
+  const ended = AbortSignal.any([call.signal, signals.stopping, leaving.signal]);
+  hear(db, watcher, incoming, () => sent)
+    .catch((error: unknown) => {
+      fault = error;
+    })
+    .finally(() => leaving.abort());
+  while (!ended.aborted) {
+    yield { message: { $case: "heartbeat", value: { time: new Date() } } };
+    const dueMs = performance.now() + heartbeatMs;
+    for (let leftMs = heartbeatMs; leftMs > 0 && !ended.aborted; leftMs = dueMs - performance.now()) {
+      const seen = signals.count("lease_invalidations");
+      const rows = await listInvalidationsAfter(db, sent, batchSize);
+      for (const row of rows) {
+        sent = row.sequence;
+        yield { message: { $case: "invalidation", value: invalidationMessage(row) } };
+      }
+      if (rows.length < batchSize) await signals.next("lease_invalidations", seen, leftMs, ended);
+    }
+  }
+  if (fault !== undefined) throw fault;
+}
+
+async function readHello(incoming: AsyncIterator<WatchLeasesRequest>): Promise<string> {
+  const first = await incoming.next();
+  const message = first.done ? undefined : first.value.message;
+  if (message?.$case !== "hello") throw invalidField("hello", "is required as the first message");
+  return message.value.proxyId;
+}
+
+/** Notes what the proxy says until it says goodbye. A stream that only breaks off says nothing of what the proxy holds. */
+async function hear(
+  db: VaultDatabase,
+  watcher: Watcher,
+  incoming: AsyncIterator<WatchLeasesRequest>,
+  sent: () => bigint,
+): Promise<void> {
+  let acknowledged = 0n;
+  for (let next = await incoming.next(); !next.done; next = await incoming.next()) {
+    const { message } = next.value;
+    if (message?.$case === "goodbye") {
+      await deleteWatcher(db, watcher);
+      return notifyAcknowledged(db);
+    }
+    if (message?.$case !== "acknowledgedSequence") throw invalidField("hello", "comes once, as the first message");
+    if (message.value > sent()) throw invalidField("acknowledged_sequence", "is of an invalidation that was not sent");
+    if (!(await acknowledge(db, watcher, message.value))) {
+      throw new StatusError("ABORTED", "WATCH_SUPERSEDED", "Another stream of this proxy has taken over.");
+    }
+    if (message.value > acknowledged) await notifyAcknowledged(db);
+    acknowledged = message.value;
+  }
+}
+
+function invalidationMessage({ sequence, projectId, accountId, reason }: LeaseInvalidation) {
+  return { sequence, projectId, accountId, reason: LeaseInvalidationReason[reason], lease: undefined };
+}

@@ -1,0 +1,134 @@
+// What the proxy does with what the vault tells it on WatchLeases: nothing is started with a lease that is over, whatever the
+// request was waiting for, and what is in flight for a revoked account is broken off.
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+import { LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
+import { forwardRequest, ok, type ProxyFixture, startProxyFixture } from "./proxy-fixture.ts";
+
+const revoked = { code: "FAILED_PRECONDITION", reason: "ACCOUNT_REVOKED" };
+
+let fixture: ProxyFixture;
+beforeAll(async () => {
+  fixture = await startProxyFixture();
+});
+afterAll(() => fixture.stop());
+beforeEach(() => {
+  fixture.reset();
+  // A new connection for each request, so that a test can hold it.
+  fixture.upstream.answerWith(ok("{}", "connection: close\r\n"));
+});
+
+function forward() {
+  const answer = fixture.gateway.forward(forwardRequest(), { token: fixture.token, deadlineMs: Date.now() + 20_000 });
+  answer.catch(() => undefined);
+  return answer;
+}
+
+async function until(condition: () => boolean): Promise<void> {
+  const giveUpMs = performance.now() + 10_000;
+  while (!condition()) {
+    if (performance.now() > giveUpMs) throw new Error("did not come true in time");
+    await sleep(5);
+  }
+}
+
+function gate() {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  return { promise, open: resolve };
+}
+
+test("names its process to the vault, on the stream and with each lease", async () => {
+  await forward();
+  expect(fixture.leases[0]?.proxyId).toBe("prx_1");
+  expect(fixture.serving).toEqual([true]);
+});
+
+test("does not start a request that waited for its connection while its account was revoked", async () => {
+  const connection = gate();
+  fixture.watch.connecting = connection.promise;
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await sleep(50);
+  await fixture.watch.invalidate("apn_1");
+  connection.open();
+  await expect(waiting).rejects.toMatchObject(revoked);
+  await sleep(100);
+  expect(fixture.upstream.requests).toEqual([]);
+});
+
+test("does not use a lease that was on its way when the account was revoked", async () => {
+  const lease = gate();
+  fixture.watch.leasing = lease.promise;
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await fixture.watch.invalidate("apn_1");
+  lease.open();
+  await expect(waiting).rejects.toMatchObject(revoked);
+  expect(fixture.upstream.requests).toEqual([]);
+});
+
+test("breaks off what is in flight for a revoked account, and nothing else", async () => {
+  fixture.upstream.answerWith(() => undefined);
+  const waiting = forward();
+  await until(() => fixture.upstream.requests.length === 1);
+  await fixture.watch.invalidate("apn_2");
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.RECONNECTED);
+  expect(fixture.upstream.sockets.size).toBe(1);
+  await fixture.watch.invalidate("apn_1");
+  await expect(waiting).rejects.toMatchObject(revoked);
+  await until(() => fixture.upstream.sockets.size === 0);
+});
+
+test("asks for another lease when the account was connected anew before the request was sent", async () => {
+  const connection = gate();
+  fixture.watch.connecting = connection.promise;
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await sleep(50);
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.RECONNECTED);
+  connection.open();
+  expect((await waiting).status).toBe(200);
+  expect(fixture.leases).toHaveLength(2);
+  expect(fixture.upstream.requests).toHaveLength(1);
+});
+
+test("asks for another lease when its time has passed before the request was sent", async () => {
+  const connection = gate();
+  fixture.watch.connecting = connection.promise;
+  fixture.answers = { account: {}, lease: { leaseDurationMs: 200 } };
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await sleep(250);
+  connection.open();
+  expect((await waiting).status).toBe(200);
+  expect(fixture.leases).toHaveLength(2);
+  expect(fixture.upstream.requests).toHaveLength(1);
+});
+
+test("does not start what waits when the stream breaks, and goes on with a new lease when it is back", async () => {
+  const connection = gate();
+  fixture.watch.connecting = connection.promise;
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await sleep(50);
+  const { opened } = fixture.watch;
+  fixture.serving.length = 0;
+  fixture.watch.cut();
+  await until(() => fixture.serving.length === 2);
+  expect(fixture.serving).toEqual([false, true]);
+  expect(fixture.watch.opened).toBe(opened + 1);
+  connection.open();
+  expect((await waiting).status).toBe(200);
+  expect(fixture.leases).toHaveLength(2);
+});
+
+test("takes a silent vault for one that is gone: says NOT_SERVING, answers VAULT_UNREACHABLE, and recovers", async () => {
+  fixture.serving.length = 0;
+  fixture.watch.talking = false;
+  await until(() => fixture.serving.length === 1);
+  expect(fixture.serving).toEqual([false]);
+  await expect(forward()).rejects.toMatchObject({ code: "UNAVAILABLE", reason: "VAULT_UNREACHABLE" });
+  expect(fixture.leases).toEqual([]);
+  fixture.watch.talking = true;
+  expect((await forward()).status).toBe(200);
+});
