@@ -8,6 +8,7 @@ import { openConnection } from "#libs/database.ts";
 import { signToken } from "../support/stand-in-service.ts";
 import { startVaultProcess, type VaultProcess } from "../support/vault-process.ts";
 import { soon, until, vaultFixture, whose } from "./vault-fixture.ts";
+import { watchLeasesAs } from "./watching-proxy.ts";
 
 const vault = await vaultFixture();
 const { db, rowOf, lease, endTokenIn, shim, provider } = vault;
@@ -239,7 +240,10 @@ test.each(["1", "-1"])("a process whose clock is %s h off refreshes what is due,
   expect(rows[0]?.seconds).toBeLessThanOrEqual(3600);
   const claims = { sub: "cli_1", project_id: "proj_1", scope: "connect:proxy" };
   const call = { deadlineMs: Date.now() + 5_000, token: await signToken(claims, 4 * 3600) };
-  const { lease: leased } = await wrong.asProxy.leaseInjection({ ...whose, accountId: other }, call);
+  const proxyId = `prx_clock_${hours}`;
+  const watching = await watchLeasesAs(wrong.asProxy, proxyId);
+  const { lease: leased } = await wrong.asProxy.leaseInjection({ ...whose, proxyId, accountId: other }, call);
+  watching.goodbye();
   expect(leased).toMatchObject({ generation: 1n, refreshed: false });
   expect((leased?.leaseExpireTime?.getTime() ?? 0) - Date.now()).toBeGreaterThan(5_000);
   expect((leased?.leaseExpireTime?.getTime() ?? 0) - Date.now()).toBeLessThan(10_500);
