@@ -1,6 +1,6 @@
 // The rows of the vault's database as TypeScript sees them; migrations/vault makes the tables. They stand in one file because
 // Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
-import { CamelCasePlugin, type Generated, type Kysely } from "kysely";
+import type { Generated, Kysely } from "kysely";
 import { openDatabase, type PoolOptions } from "#libs/database.ts";
 
 /** All tables of the vault. */
@@ -20,7 +20,7 @@ export type VaultDatabase = Kysely<VaultTables>;
 
 /** Opens the database. End it by `destroy()`. */
 export function openVaultDatabase(options: PoolOptions): VaultDatabase {
-  return openDatabase<VaultTables>(options).withPlugin(new CamelCasePlugin());
+  return openDatabase<VaultTables>(options);
 }
 
 /** The two worlds of a project. */
