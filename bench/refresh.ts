@@ -7,6 +7,7 @@ import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Connection, openConnection } from "#libs/database.ts";
+import { createLogger } from "#libs/log.ts";
 import type { Client, TlsIdentity } from "#libs/rpc.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
@@ -20,6 +21,8 @@ import { sandboxRequest } from "../dev/sandbox-request.ts";
 import { type Stack, startStack } from "../dev/stack.ts";
 import { readSecret } from "../dev/state.ts";
 import { atDatabase } from "../migrations/databases.ts";
+import { leaseHolds } from "../services/proxy/lease-holds.ts";
+import { watchLeases } from "../services/proxy/watch-leases.ts";
 
 type Vault = Client<typeof CredentialVaultDefinition> & { close(): void };
 
@@ -29,6 +32,7 @@ const accountCount = 200;
 // Each caller asks for so many accounts, one after the other: every account is asked for twenty times, from all four vaults.
 const leasesPerCaller = 10;
 const oauthAppId = "oa_bench";
+const proxyId = "prx_bench";
 
 const stateDirectory = await mkdtemp(join(tmpdir(), "deputy-bench-"));
 // Postgres runs under another user when started by root, and must get through.
@@ -58,6 +62,7 @@ async function measure({ connection, state, settings, postgres }: Stack) {
   const ca = readSecret(connection.ca_file);
   const vaults = await startVaults(settings.vault);
   const asProxy = vaults.map((address) => connect(address, serviceTls(state, "proxy")));
+  await watch(asProxy);
   const accounts = await connectAccounts(connect(connection.grpc.vault, serviceTls(state, "account")), ca);
   const token = await accessToken();
   const db = await openConnection({
@@ -103,6 +108,17 @@ async function measure({ connection, state, settings, postgres }: Stack) {
     const value = { clientId: connection.client_id, clientSecret: connection.client_secret };
     const asked = { grant: { $case: "clientCredentials", value } as const };
     return (await client.issueAccessToken(asked, { deadlineMs: Date.now() + 10_000 })).accessToken;
+  }
+
+  /** Leases are given to proxies that hear when they end: the callers pass for one, which any vault may hear. */
+  async function watch([vault]: readonly Vault[]): Promise<void> {
+    if (vault === undefined) throw new Error("no vault was started");
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
+    const onChange = (watching: boolean) => watching && resolve();
+    const watching = watchLeases({ vault, proxyId, holds, log: createLogger("bench", "silent"), onChange });
+    ends.push(() => watching.stop());
+    await promise;
   }
 
   function connect(address: string, tls: TlsIdentity): Vault {
@@ -169,7 +185,7 @@ async function measure({ connection, state, settings, postgres }: Stack) {
         const accountId = accountIds[(caller * 2 + step + (vault % 2)) % accountIds.length] ?? "";
         const startMs = performance.now();
         const call = { deadlineMs: Date.now() + 60_000, token: bearer };
-        const lease = await client.leaseInjection(subjectOf(accountId), call).catch((error: Error) => {
+        const lease = await client.leaseInjection({ ...subjectOf(accountId), proxyId }, call).catch((error: Error) => {
           console.error(`${accountId}: ${error.message}`);
           return undefined;
         });
