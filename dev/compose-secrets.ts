@@ -25,6 +25,8 @@ for (const role of ["account", "account-owner", "vault", "vault-owner"]) {
 // The Postgres image reads it as a user of its own; on this machine the folder keeps it from others.
 await ensurePassword(join(directory, "postgres-password"), 0o644);
 await ensureTokenKey(join(directory, "token-key.pem"));
+// Sealed refreshed tokens for the time in which the database does not take them.
+await mkdir(join(root, "deploy/spool"), { recursive: true, mode: 0o700 });
 const keyring = join(directory, "keyring.json");
 if (!existsSync(keyring)) await createKeyringFile({ path: keyring, now: Date.now });
 // The containers read these files as the user who owns them.
