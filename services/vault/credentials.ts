@@ -65,16 +65,21 @@ export async function lockCredential(db: VaultDatabase, key: CredentialKey): Pro
 }
 
 /** Reads the credentials of several accounts. */
-export async function listCredentials(
-  db: VaultDatabase,
-  { projectId, environment, accountIds }: DestroyFilter,
-): Promise<readonly CredentialRow[]> {
+export async function listCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly CredentialRow[]> {
+  return ofAccounts(db, filter).execute();
+}
+
+/** Reads them and holds the rows, in the order of their accounts, until the transaction ends. */
+export async function lockCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly CredentialRow[]> {
+  return ofAccounts(db, filter).forUpdate().execute();
+}
+
+function ofAccounts(db: VaultDatabase, { projectId, environment, accountIds }: DestroyFilter) {
   return withReadTime(db)
     .where("projectId", "=", projectId)
     .where("environment", "=", environment)
     .where("accountId", "=", sql<string>`any(${accountIds})`)
-    .orderBy("accountId")
-    .execute();
+    .orderBy("accountId");
 }
 
 /** Accounts of one environment. */

@@ -11,6 +11,7 @@ import {
   credentialOwner,
   type DestroyFilter,
   listCredentials,
+  lockCredentials,
   revokeCredential,
 } from "./credentials.ts";
 import { insertInvalidations, untilLeasesEnd } from "./lease-invalidations.ts";
@@ -35,50 +36,81 @@ export interface DestroyedCredential {
   readonly providerRevocation: "NOT_APPLICABLE" | "PENDING" | "DONE" | "FAILED";
 }
 
-// Each round can lose to a refresh that is being stored; more than a few in a row mean a fault.
-const maxRounds = 5;
+// Each round can lose to a refresh that is being stored; then the rows are held, and nothing can be lost to.
+const freeRounds = 3;
 
 /** Destroys what there is; accounts without a credential are left out, and a repeat gives the first outcome. */
 export async function destroyCredentials(
   options: DestroyOptions,
   filter: DestroyFilter,
 ): Promise<readonly DestroyedCredential[]> {
-  for (let round = 0; round < maxRounds; round += 1) {
-    if (!(await destroyAsRead(options, filter))) continue;
-    const destroyed = await describe(options.db, filter);
-    await untilLeasesEnd(options, filter);
-    return destroyed;
-  }
-  throw new StatusError("ABORTED", "CONCURRENT_CHANGE", "The credentials keep changing: try again.");
+  let isDone = false;
+  for (let round = 0; round < freeRounds && !isDone; round += 1) isDone = await destroyAsRead(options, filter);
+  if (!isDone) await destroyHeld(options, filter);
+  const destroyed = await describe(options.db, filter);
+  await untilLeasesEnd(options, filter);
+  return destroyed;
 }
 
 /** Rolls a round back. */
 class Moved extends Error {}
 
-/** One round: false, and nothing done, when a credential changed between reading and destroying. */
+/**
+ * One round: false, and nothing done, when a credential changed between reading and destroying. What goes to the outbox is
+ * opened and sealed before the transaction, so that no row is locked while a key service is asked.
+ */
 async function destroyAsRead(options: DestroyOptions, filter: DestroyFilter): Promise<boolean> {
-  const rows = (await listCredentials(options.db, filter)).filter(({ state }) => state !== "REVOKED");
-  const prepared: PreparedRevocation[] = [];
-  // Opened and sealed before the transaction, so that no row is locked while a key service is asked.
-  for (const row of rows) prepared.push(...(await prepare(options, row)));
+  const rows = unrevoked(await listCredentials(options.db, filter));
+  const prepared = await prepareAll(options, rows);
   try {
     await options.db.transaction().execute(async (transaction) => {
       // Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's.
       await failAuthorizationsOf(transaction, filter);
-      for (const row of rows) {
-        if (!(await revokeCredential(transaction, row, row.generation))) throw new Moved();
-      }
+      await revokeAll(transaction, filter, rows, prepared);
       // An authorization that ended while its row was waited for may have brought a credential that was not read.
-      if ((await listCredentials(transaction, filter)).some(({ state }) => state !== "REVOKED")) throw new Moved();
-      for (const revocation of prepared) await insertRevocation(transaction, revocation);
-      const destroyed = rows.map(({ accountId }) => accountId);
-      await insertInvalidations(transaction, { projectId: filter.projectId, accountIds: destroyed }, "REVOKED");
+      if (unrevoked(await listCredentials(transaction, filter)).length > 0) throw new Moved();
     });
     return true;
   } catch (error) {
     if (error instanceof Moved) return false;
     throw error;
   }
+}
+
+/** The last resort under a storm of refreshes: their storing waits, for as long as keys may have to be asked for. */
+async function destroyHeld(options: DestroyOptions, filter: DestroyFilter): Promise<void> {
+  await options.db.transaction().execute(async (transaction) => {
+    await failAuthorizationsOf(transaction, filter);
+    const rows = unrevoked(await lockCredentials(transaction, filter));
+    await revokeAll(transaction, filter, rows, await prepareAll({ ...options, db: transaction }, rows));
+  });
+}
+
+async function revokeAll(
+  transaction: VaultDatabase,
+  { projectId }: DestroyFilter,
+  rows: readonly CredentialRow[],
+  prepared: readonly PreparedRevocation[],
+): Promise<void> {
+  for (const row of rows) {
+    if (!(await revokeCredential(transaction, row, row.generation))) throw new Moved();
+  }
+  for (const revocation of prepared) await insertRevocation(transaction, revocation);
+  const accountIds = rows.map(({ accountId }) => accountId);
+  await insertInvalidations(transaction, { projectId, accountIds }, "REVOKED");
+}
+
+function unrevoked(rows: readonly CredentialRow[]): readonly CredentialRow[] {
+  return rows.filter(({ state }) => state !== "REVOKED");
+}
+
+async function prepareAll(
+  options: DestroyOptions,
+  rows: readonly CredentialRow[],
+): Promise<readonly PreparedRevocation[]> {
+  const prepared: PreparedRevocation[] = [];
+  for (const row of rows) prepared.push(...(await prepare(options, row)));
+  return prepared;
 }
 
 /** The outbox record for one credential, where its provider can be told. */

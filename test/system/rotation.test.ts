@@ -18,6 +18,7 @@ import { openVaultDatabase } from "../../services/vault/schema.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
 import { startTestStack } from "../support/stack.ts";
 import { insertKeys, keyOf } from "../vault/rotated-rows.ts";
+import { watchLeasesAs } from "../vault/watching-proxy.ts";
 
 const rows = 5_000;
 const kills = 4;
@@ -79,6 +80,13 @@ test("goes on under leases when vaults are killed, and leaves nothing under the 
     throw new Error("did not come true in time");
   }
 
+  const proxyId = "prx_rotation";
+  const watch = await watchLeasesAs(asProxy, proxyId);
+  const leaseOf = (accountId: string) => {
+    const request = { projectId, environment: Environment.DEVELOPMENT, externalUserId: "user-1", accountId, proxyId };
+    return asProxy.leaseInjection(request, call());
+  };
+
   try {
     await until(async () => (await statusOf(secondOperator))?.processes === 2n);
     const { active: old } = await keyring.keyIds();
@@ -92,8 +100,7 @@ test("goes on under leases when vaults are killed, and leaves nothing under the 
     const readers = Array.from({ length: 2 }, async (_, reader) => {
       for (let index = reader; rotating; index += 7) {
         const accountId = accountIds[index % rows] ?? "";
-        const request = { projectId, environment: Environment.DEVELOPMENT, externalUserId: "user-1", accountId };
-        const { lease } = await asProxy.leaseInjection(request, call());
+        const { lease } = await leaseOf(accountId);
         expect(lease?.headers[0]?.value).toBe(keyOf(accountId));
         leases += 1;
       }
@@ -123,12 +130,12 @@ test("goes on under leases when vaults are killed, and leaves nothing under the 
     await sleep(6_000);
     expect((await statusOf(operator))?.sealed).toBe(false);
     for (const accountId of accountIds.slice(0, 500)) {
-      const request = { projectId, environment: Environment.DEVELOPMENT, externalUserId: "user-1", accountId };
-      const { lease } = await asProxy.leaseInjection(request, call());
+      const { lease } = await leaseOf(accountId);
       expect(lease?.headers[0]?.value).toBe(keyOf(accountId));
     }
     expect((await statusOf(operator))?.damagedDataKeys).toBe(0n);
   } finally {
+    watch.goodbye();
     for (const client of [operator, secondOperator, asProxy]) client.close();
     await second.stop();
   }
