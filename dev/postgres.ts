@@ -195,8 +195,14 @@ function runsPostgres(pid: number, data: string): boolean {
   }
 }
 
+/** Empty where there is none: a Postgres that is stopping takes its file away at any moment. */
 function readIfPresent(path: string): string {
-  return fs.existsSync(path) ? fs.readFileSync(path, "utf8") : "";
+  try {
+    return fs.readFileSync(path, "utf8");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return "";
+    throw error;
+  }
 }
 
 function chooseSocketDirectory(home: string, user: User): string {
