@@ -52,7 +52,7 @@ const server = await startServer({
   callers: proxyCallers,
   authenticate: authenticator(account, Date.now),
   // Bodies are large and the rules of egress are the validation: forward.ts checks the form by hand.
-  unvalidated: ["forward", "forwardStream", "explainForward"],
+  unvalidated: ["forward", "forwardStream"],
   internalAddress: config.DEPUTY_PROXY_INTERNAL_ADDRESS,
   publicAddress: config.DEPUTY_PROXY_PUBLIC_ADDRESS,
   tls,

@@ -155,7 +155,7 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
     }),
     callers: proxyCallers,
     authenticate: authenticator(accountClient, Date.now),
-    unvalidated: ["forward", "forwardStream", "explainForward"],
+    unvalidated: ["forward", "forwardStream"],
     internalAddress: "127.0.0.1:0",
     publicAddress: "127.0.0.1:0",
     tls,
