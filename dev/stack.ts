@@ -140,6 +140,7 @@ function serviceSettings({ ports, logLevel = "info" }: StackOptions, state: Stat
       DEPUTY_DATABASE_URL: databaseUrl(postgres, "vault"),
       DEPUTY_DATABASE_PASSWORD_FILE: state.passwordFiles.vault,
       DEPUTY_KEYRING_FILE: state.keyringFile,
+      DEPUTY_SIGNING_KEY_FILE: state.vaultSigningKeyFile,
       DEPUTY_SPOOL_DIRECTORY: state.spool,
     },
     proxy: {

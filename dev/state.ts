@@ -26,6 +26,7 @@ export interface State {
   readonly shellFile: string;
   readonly keyringFile: string;
   readonly tokenKeyFile: string;
+  readonly vaultSigningKeyFile: string;
   readonly passwordFiles: Readonly<
     Record<"account" | "account-owner" | "vault" | "vault-owner" | "sandbox-client", string>
   >;
@@ -59,6 +60,7 @@ export async function prepareState(directory: string, ports: Ports): Promise<Sta
     shellFile: at("env"),
     keyringFile: secret("keyring.json"),
     tokenKeyFile: secret("token-key.pem"),
+    vaultSigningKeyFile: secret("vault-signing-key.pem"),
     passwordFiles: {
       account: secret("account-password"),
       "account-owner": secret("account-owner-password"),
@@ -68,7 +70,7 @@ export async function prepareState(directory: string, ports: Ports): Promise<Sta
     },
   };
   for (const file of Object.values(state.passwordFiles)) await ensurePassword(file);
-  await ensureTokenKey(state.tokenKeyFile);
+  for (const file of [state.tokenKeyFile, state.vaultSigningKeyFile]) await ensureSigningKey(file);
   // Never beside data that an earlier key has sealed: the vault then says that it is sealed.
   if (isNew && !existsSync(state.keyringFile)) await createKeyringFile({ path: state.keyringFile, now: Date.now });
   await writeCatalog(state.catalog, ports.sandbox);
@@ -80,8 +82,8 @@ export async function ensurePassword(file: string, mode = 0o600): Promise<void> 
   if (!existsSync(file)) await writePrivateFile(file, randomBytes(32).toString("base64url"), mode);
 }
 
-/** Makes the key that access tokens are signed with unless the file is there. */
-export async function ensureTokenKey(file: string): Promise<void> {
+/** Makes an Ed25519 key to sign with unless the file is there. */
+export async function ensureSigningKey(file: string): Promise<void> {
   if (existsSync(file)) return;
   const { privateKey } = generateKeyPairSync("ed25519");
   await writePrivateFile(file, privateKey.export({ type: "pkcs8", format: "pem" }).toString());

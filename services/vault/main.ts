@@ -7,6 +7,7 @@ import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
 import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
+import { readSigningKey } from "#libs/signing-key.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { accountLocks } from "./account-locks.ts";
@@ -42,6 +43,10 @@ const config = readConfig({
   DEPUTY_DATABASE_URL: { kind: "url", help: "The vault's database, as its runtime role, without the password." },
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "That role's password." },
   ...kekSettings,
+  DEPUTY_SIGNING_KEY_FILE: {
+    kind: "secret",
+    help: "The Ed25519 private key that signs receipts and audit checkpoints, PEM (PKCS #8).",
+  },
   DEPUTY_IMPORT_KEY_FILE: {
     kind: "secret",
     default: "",
@@ -69,6 +74,7 @@ const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 const production = !config.DEPUTY_DEVELOPMENT;
 const tls = tlsIdentity(config);
+const signingKey = await readSigningKey("DEPUTY_SIGNING_KEY_FILE", config.DEPUTY_SIGNING_KEY_FILE);
 const outgoing = egressOptions(config);
 const database = {
   url: config.DEPUTY_DATABASE_URL,
@@ -118,7 +124,10 @@ const server = await startServer({
 });
 sealState.onChange(server.setServing);
 const jobs = await startJobs({ db, secrets, catalog, providers, log }, database);
-log.info({ address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen() }, "serving");
+log.info(
+  { address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen(), signingKeyId: signingKey.keyId },
+  "serving",
+);
 const loop = startRefreshLoop({ db, catalog, refresher, log, isOpen: sealState.isOpen });
 
 stopInOrder(

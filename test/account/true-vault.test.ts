@@ -78,6 +78,7 @@ async function startVault() {
       DEPUTY_DATABASE_URL: vaultDatabase.runtime.url,
       DEPUTY_DATABASE_PASSWORD_FILE: file("vault-password", vaultDatabase.runtime.password),
       DEPUTY_KEYRING_FILE: state.keyringFile,
+      DEPUTY_SIGNING_KEY_FILE: state.vaultSigningKeyFile,
       DEPUTY_EGRESS_TEST_ALLOW: `localhost:${ports.sandbox}`,
       DEPUTY_EGRESS_CA_FILE: join(directory, "ca.pem"),
     },

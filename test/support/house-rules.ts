@@ -21,7 +21,7 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   pino: ["libs/log.ts"],
   undici: ["libs/egress.ts", "libs/egress-connector.ts"],
   yaml: ["libs/catalog.ts", "services/vault/import-mapping.ts"],
-  jose: ["libs/access-tokens.ts", "services/account/", "services/vault/jwe.ts"],
+  jose: ["libs/access-tokens.ts", "libs/signing-key.ts", "services/account/", "services/vault/"],
   oauth4webapi: ["services/vault/"],
   "@aws-sdk/client-kms": ["services/vault/kek-aws.ts"],
   "@google-cloud/kms": ["services/vault/kek-gcp.ts"],

@@ -59,6 +59,7 @@ export async function startVaultProcess(
       DEPUTY_DATABASE_URL: vault.database.runtime.url,
       DEPUTY_DATABASE_PASSWORD_FILE: write("password", vault.database.runtime.password),
       DEPUTY_KEYRING_FILE: vault.keyringFile,
+      DEPUTY_SIGNING_KEY_FILE: vault.signingKeyFile,
       DEPUTY_EGRESS_TEST_ALLOW: vault.exemptTargets.join(","),
       DEPUTY_EGRESS_CA_FILE: ca,
       ...settings,

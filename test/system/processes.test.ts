@@ -43,7 +43,7 @@ const named = { projectId: connection.project_id, environment: Environment.DEVEL
 const databaseFaults = ["DEPUTY_DATABASE_URL", "DEPUTY_DATABASE_PASSWORD_FILE"];
 const ownFaults: Readonly<Record<string, readonly string[]>> = {
   account: [...databaseFaults, "DEPUTY_TOKEN_KEY_FILE"],
-  vault: databaseFaults,
+  vault: [...databaseFaults, "DEPUTY_SIGNING_KEY_FILE"],
   proxy: [],
   gateway: [],
 };

@@ -17,6 +17,7 @@ import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { answerConsent } from "../../dev/sandbox-consent.ts";
 import { startSandboxProvider } from "../../dev/sandbox-provider.ts";
+import { ensureSigningKey } from "../../dev/state.ts";
 import { accountLocks } from "../../services/vault/account-locks.ts";
 import { authenticator } from "../../services/vault/authenticate.ts";
 import { createAuthorizer } from "../../services/vault/authorize.ts";
@@ -84,6 +85,8 @@ export async function vaultFixture() {
   ends.push(() => rm(directory, { recursive: true }));
   const keyringFile = join(directory, "keyring.json");
   await createKeyringFile({ path: keyringFile, now: Date.now });
+  const signingKeyFile = join(directory, "signing-key.pem");
+  await ensureSigningKey(signingKeyFile);
 
   const tls = await testTls("sandbox");
   const provider = await startSandboxProvider({
@@ -239,6 +242,7 @@ export async function vaultFixture() {
       oauthAppId,
       token,
       keyringFile,
+      signingKeyFile,
       directory,
     },
     ...{ startVault, putClient, newAccountId, consent, connectAccount, clientSecret },
