@@ -1,0 +1,93 @@
+// Gives a request the lease of its account. A lease may be over before its request has left; then nothing was sent, and
+// another one is asked for.
+import { setTimeout as sleep } from "node:timers/promises";
+import { StatusError } from "#libs/errors.ts";
+import type { Call, Client } from "#libs/rpc.ts";
+import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { InjectionLease, LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
+import type { LeaseHold, LeaseHolds } from "./lease-holds.ts";
+
+/** What leases are had from. */
+export interface LeasingCollaborators {
+  readonly account: Pick<Client<typeof AccountServiceDefinition>, "getAccount">;
+  readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "leaseInjection">;
+  readonly leases: {
+    readonly holds: Pick<LeaseHolds, "take">;
+    /** By which the vault knows this process. */
+    readonly proxyId: string;
+  };
+}
+
+/** The account that a request is for. */
+export type LeaseTarget = Pick<LeaseInjectionRequest, "projectId" | "environment" | "externalUserId" | "accountId">;
+
+/** A lease and the right to use it. */
+export interface Leased {
+  readonly lease: InjectionLease;
+  readonly hold: LeaseHold;
+}
+
+/** Nothing was sent, and another lease may do. */
+export class LeaseOver extends Error {
+  readonly fault: StatusError;
+  constructor(fault: StatusError) {
+    super(fault.message);
+    this.fault = fault;
+  }
+}
+
+// A lease ends before its use when a connection takes long, or the account is connected anew: seldom twice in a row.
+const maxLeases = 4;
+const watchPauseMs = 300;
+
+/** Runs `use` with a lease, and again with another one when it throws LeaseOver. The call's signal also fires when the account is revoked. */
+export async function withLease<Answer>(
+  collaborators: LeasingCollaborators,
+  { projectId, environment, externalUserId, accountId }: LeaseTarget,
+  call: Call,
+  use: (leased: Leased, call: Call) => Promise<Answer>,
+): Promise<Answer> {
+  const target = { projectId, environment, externalUserId, accountId };
+  for (let attempt = 1; ; attempt += 1) {
+    const hold = await collaborators.leases.holds.take(target, call.deadlineMs);
+    const held = { ...call, signal: AbortSignal.any([call.signal, hold.signal]) };
+    try {
+      const lease = await leaseFor(collaborators, target, held);
+      hold.grant(lease.leaseDurationMs);
+      return await use({ lease, hold }, held);
+    } catch (error) {
+      if (hold.signal.aborted) throw hold.signal.reason;
+      const isUnwatched = error instanceof StatusError && error.reason === "WATCH_REQUIRED";
+      if (!isUnwatched && !(error instanceof LeaseOver)) throw error;
+      if (attempt === maxLeases) throw error instanceof LeaseOver ? error.fault : vaultUnreachable();
+      // The vault learns of this process with its next heartbeat.
+      if (isUnwatched) await sleep(watchPauseMs);
+    } finally {
+      hold.end();
+    }
+  }
+}
+
+/** The account service says whose the account is and that it is active; the vault judges the caller's token by itself. */
+async function leaseFor(
+  { account, vault, leases }: LeasingCollaborators,
+  target: LeaseTarget,
+  call: Call,
+): Promise<InjectionLease> {
+  const leasing = vault.leaseInjection({ ...target, proxyId: leases.proxyId }, call);
+  // When both refuse, the account service's answer is the one told; the other must not count as unhandled.
+  leasing.catch(() => undefined);
+  const { account: found } = await account.getAccount(target, call);
+  if (found?.state !== AccountState.ACTIVE) {
+    throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
+  }
+  const { lease } = await leasing;
+  if (lease === undefined) throw new Error("the vault answered without a lease");
+  return lease;
+}
+
+function vaultUnreachable(): StatusError {
+  return new StatusError("UNAVAILABLE", "VAULT_UNREACHABLE", "The vault cannot be reached now: send it again.");
+}
