@@ -55,15 +55,27 @@ export function proxyHttpError(error: StatusError): HttpError {
   return httpError(error);
 }
 
-function withStatus({ message, reason, code, violations }: StatusError, status: number): HttpError {
+function withStatus(error: StatusError, status: number): HttpError {
+  const { message, reason, code, violations } = error;
   // What a service could not help is not told in detail; its own log has it.
   const text = code === "UNKNOWN" || status === 500 ? "Internal error." : status === 429 ? "Throttled" : message;
   return {
     status,
     headers: {
-      ...((status === 429 || status === 503) && { "retry-after": "1" }),
+      ...(status === 503 && { "retry-after": "1" }),
+      ...(status === 429 && throttledHeaders(error)),
       ...(status === 401 && { "www-authenticate": "Bearer" }),
     },
     body: { error: text, code: reason, ...(violations.length > 0 && { details: { violations } }) },
+  };
+}
+
+/** When to come again, as the services say it. */
+function throttledHeaders({ metadata }: StatusError): Readonly<Record<string, string>> {
+  const { limit, retry_after_seconds: retryAfter = "1", reset_time: reset } = metadata;
+  return {
+    "retry-after": retryAfter,
+    ...(limit !== undefined && { "x-ratelimit-limit": limit, "x-ratelimit-remaining": "0" }),
+    ...(reset !== undefined && { "x-ratelimit-reset": reset }),
   };
 }

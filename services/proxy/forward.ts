@@ -6,11 +6,13 @@ import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import type { ForwardRequest, ForwardResponse } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { type Leased, LeaseOver, type LeasingCollaborators, withLease } from "./lease-client.ts";
+import type { Limits } from "./limits.ts";
 import { checkForm, composeRequest, maxBodyBytes, maxTimeoutMs } from "./outgoing-request.ts";
 
 /** What Forward works with. */
 export interface ForwardCollaborators extends LeasingCollaborators {
   readonly egress: Pick<Egress, "send">;
+  readonly limits: Limits;
   /** `host:port` of development upstreams; empty in production. */
   readonly exemptTargets: readonly string[];
   readonly now: () => number;
@@ -28,9 +30,14 @@ export async function forward(
   checkForm(request);
   const startMs = collaborators.now();
   const deadlineMs = Math.min(startMs + (request.timeoutMs || maxTimeoutMs), call.deadlineMs - reserveMs);
-  return withLease(collaborators, request, { ...call, deadlineMs }, (leased, held) =>
-    forwardLeased(collaborators, request, leased, held),
-  );
+  const leave = await collaborators.limits.enter(request);
+  try {
+    return await withLease(collaborators, request, { ...call, deadlineMs }, (leased, held) =>
+      forwardLeased(collaborators, request, leased, held),
+    );
+  } finally {
+    leave();
+  }
 }
 
 async function forwardLeased(

@@ -13,6 +13,9 @@ import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts"
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { authenticator } from "./authenticate.ts";
 import { leaseHolds } from "./lease-holds.ts";
+import { limitRules, limitSettings } from "./limit-settings.ts";
+import { openLimitStore } from "./limit-store.ts";
+import { startLimits } from "./limits.ts";
 import { proxyCallers, proxyService } from "./proxy-service.ts";
 import { watchLeases } from "./watch-leases.ts";
 
@@ -23,6 +26,7 @@ const config = readConfig({
   DEPUTY_PROXY_PUBLIC_ADDRESS: { kind: "address", default: "127.0.0.1:7413", help: "Where callers from outside call." },
   DEPUTY_ACCOUNT_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "The account service." },
   DEPUTY_VAULT_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "The vault." },
+  ...limitSettings,
 });
 
 const log = createLogger("proxy", config.DEPUTY_LOG_LEVEL);
@@ -36,6 +40,11 @@ const account = createClient(AccountServiceDefinition, {
 });
 const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
 const egress = openEgress(outgoing);
+const limitStore = await openLimitStore({
+  url: config.DEPUTY_LIMIT_STORE_URL,
+  password: config.DEPUTY_LIMIT_STORE_PASSWORD_FILE,
+  log,
+});
 const proxyId = newId("prx");
 const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
 
@@ -46,6 +55,7 @@ const server = await startServer({
     vault,
     leases: { holds, proxyId },
     egress,
+    limits: startLimits(limitRules(config), limitStore, Date.now),
     exemptTargets: outgoing.exemptTargets,
     now: Date.now,
   }),
@@ -69,6 +79,7 @@ stopInOrder(
   (timeoutMs) => server.drain(timeoutMs),
   () => watch.stop(),
   () => egress.close(),
+  () => limitStore.close(),
   () => account.close(),
   () => vault.close(),
 );

@@ -106,11 +106,15 @@ describe("a request is refused", () => {
 
   it("with 429 and Retry-After when a limit is reached", async () => {
     gateway.changeAccount({
-      listAccounts: () => Promise.reject(new StatusError("RESOURCE_EXHAUSTED", "RATE_LIMITED", "Too many requests.")),
+      listAccounts: () => {
+        const metadata = { limit: "1000", retry_after_seconds: "17", reset_time: "1800000000" };
+        throw new StatusError("RESOURCE_EXHAUSTED", "RATE_LIMITED", "Too many requests.", { metadata });
+      },
     });
     const answer = await gateway.send("/v1/connect/proj_1/accounts");
     expect([answer.status, await answer.json()]).toMatchObject([429, { error: "Throttled" }]);
-    expect(answer.headers.get("retry-after")).toBe("1");
+    const names = ["retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
+    expect(names.map((name) => answer.headers.get(name))).toEqual(["17", "1000", "0", "1800000000"]);
   });
 });
 

@@ -15,6 +15,8 @@ import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vau
 import { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "../../services/proxy/authenticate.ts";
 import { type LeaseHolds, leaseHolds } from "../../services/proxy/lease-holds.ts";
+import { openLimitStore } from "../../services/proxy/limit-store.ts";
+import { type LimitRules, startLimits } from "../../services/proxy/limits.ts";
 import { proxyCallers, proxyService } from "../../services/proxy/proxy-service.ts";
 import { watchLeases } from "../../services/proxy/watch-leases.ts";
 import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
@@ -69,7 +71,20 @@ export function ok(body: string, head = "content-type: application/json\r\n"): s
   return `HTTP/1.1 200 OK\r\n${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
 }
 
-export async function startProxyFixture(): Promise<ProxyFixture> {
+/** Limits that no test meets by accident. */
+const generousLimits: LimitRules = {
+  windowMs: 300_000,
+  projectRequests: 1_000_000,
+  requestsOfProjects: new Map(),
+  accountRequests: 0,
+  projectInFlight: 10_000,
+  accountInFlight: 10_000,
+};
+
+/** Starts all of them. */
+export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promise<ProxyFixture> {
+  const log = createLogger("proxy", "silent");
+  const limitRules = { ...generousLimits, ...limits };
   const upstream = await startTlsUpstream();
   const target = `${upstreamHost}:${upstream.port}`;
   const leases: ProxyFixture["leases"] = [];
@@ -150,6 +165,7 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
       vault: vaultClient,
       leases: { holds, proxyId: "prx_1" },
       egress,
+      limits: startLimits(limitRules, await openLimitStore({ url: "", password: "", log }), Date.now),
       exemptTargets: [target],
       now: Date.now,
     }),
@@ -160,13 +176,13 @@ export async function startProxyFixture(): Promise<ProxyFixture> {
     publicAddress: "127.0.0.1:0",
     tls,
     reflection: false,
-    log: createLogger("proxy", "silent"),
+    log,
   });
   const leaseWatch = watchLeases({
     vault: vaultClient,
     proxyId: "prx_1",
     holds,
-    log: createLogger("proxy", "silent"),
+    log,
     onChange: (watching) => serving.push(watching),
   });
   const gateway = createClient(ProxyServiceDefinition, {

@@ -25,6 +25,8 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   oauth4webapi: ["services/vault/"],
   "@aws-sdk/client-kms": ["services/vault/kek-aws.ts"],
   "@google-cloud/kms": ["services/vault/kek-gcp.ts"],
+  ioredis: ["services/proxy/limit-store.ts"],
+  "rate-limiter-flexible": ["services/proxy/limit-store.ts"],
   fastify: ["services/gateway/"],
   eta: ["services/gateway/"],
   "node:http": [],
