@@ -5,6 +5,7 @@ import type { CallersTable } from "#libs/callers.ts";
 import { unimplemented } from "#libs/errors.ts";
 import type { Handlers, MethodName } from "#libs/rpc.ts";
 import type { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import { explainForward } from "./explain-forward.ts";
 import { type ForwardCollaborators, forward } from "./forward.ts";
 
 // The vault leases to a caller's token alone, so even the operator brings one.
@@ -28,8 +29,6 @@ export function proxyService(collaborators: ForwardCollaborators): Handlers<type
     forwardStream: () => {
       throw unimplemented("ForwardStream");
     },
-    explainForward: () => {
-      throw unimplemented("ExplainForward");
-    },
+    explainForward: (request, call) => explainForward(collaborators, request, call),
   };
 }

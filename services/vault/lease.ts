@@ -2,6 +2,7 @@
 // leased while its refresh runs elsewhere or fails; who waits is bounded by the caller's deadline.
 import type { Catalog } from "#libs/catalog.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
+import { fillInjection, type Injection } from "#libs/injection-templates.ts";
 import {
   type CredentialFilter,
   type CredentialMaterial,
@@ -9,7 +10,6 @@ import {
   credentialOwner,
   getCredential,
 } from "./credentials.ts";
-import { fillInjection, type Injection } from "./injection.ts";
 import { leaseMs } from "./lease-watchers.ts";
 import type { Refresher } from "./refresh.ts";
 import { isDue, isValid } from "./refresh-times.ts";

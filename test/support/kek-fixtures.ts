@@ -2,10 +2,11 @@
 // remote ones speak to fake-kms.ts with the credentials that their standard chains find, and with a proxy in the environment
 // that nobody listens on.
 import { generateKeyPairSync, randomBytes } from "node:crypto";
-import { mkdtemp, rename, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Config, parseConfig } from "#libs/config.ts";
+import { openEgress } from "#libs/egress.ts";
 import { kekSettings, openKekProvider } from "../../services/vault/kek-provider.ts";
 import type { KekProvider } from "../../services/vault/keyring.ts";
 import { type Dialect, type FakeKms, startFakeKms } from "./fake-kms.ts";
@@ -177,4 +178,59 @@ export async function googleFixture(
   await writeFile(file, JSON.stringify(account));
   process.env.GOOGLE_APPLICATION_CREDENTIALS = file;
   return fixture;
+}
+
+/** Where a true OpenBao or Vault is, for who has one: docs/vault-keys.md. Its transit engine is mounted at `transit`. */
+const realTransit = {
+  address: process.env.DEPUTY_TEST_TRANSIT_ADDRESS ?? "",
+  caFile: process.env.DEPUTY_TEST_TRANSIT_CA_FILE ?? "",
+  token: process.env.DEPUTY_TEST_TRANSIT_TOKEN ?? "",
+};
+
+/** Why there is none here; undefined when there is one. */
+export const realTransitMissing =
+  realTransit.address === "" ? "DEPUTY_TEST_TRANSIT_ADDRESS names no OpenBao or Vault" : undefined;
+
+/** The provider `transit` over a true server, with a key of its own. */
+export async function realTransitFixture(): Promise<KekFixture> {
+  const directory = await mkdtemp(join(tmpdir(), "deputy-kek-"));
+  const tokenFile = join(directory, "token");
+  const name = `deputy-${randomBytes(6).toString("hex")}`;
+  const egress = openEgress({
+    exemptTargets: [new URL(realTransit.address).host],
+    extraCa: await readFile(realTransit.caFile, "utf8"),
+  });
+  const change = async (path: string, body: object) => {
+    const { status } = await egress.send({
+      url: new URL(`/v1/transit/keys/${name}${path}`, realTransit.address),
+      method: "POST",
+      headers: [["x-vault-token", realTransit.token]],
+      body: Buffer.from(JSON.stringify(body)),
+      totalTimeoutMs: 5_000,
+      maxBodyBytes: 100_000,
+    });
+    if (status >= 300) throw new Error(`the true transit engine answered ${status} for ${path}`);
+  };
+  await change("", { type: "aes256-gcm96" });
+  await writeFile(tokenFile, realTransit.token);
+  const { provider, close } = await openByName({
+    DEPUTY_KEK_PROVIDER: "transit",
+    DEPUTY_KEK_KEYS: `transit/${name}`,
+    DEPUTY_KEK_ADDRESS: realTransit.address,
+    DEPUTY_KEK_CA_FILE: realTransit.caFile,
+    DEPUTY_KEK_TOKEN_FILE: tokenFile,
+  });
+  return {
+    provider: () => provider,
+    kekId: (n) => `transit:transit/${name}:v${n}`,
+    rotate: () => change("/rotate", {}),
+    retire: () => change("/config", { min_decryption_version: 2 }),
+    lock: () => writeFile(tokenFile, "hvs.revoked"),
+    unlock: () => writeFile(tokenFile, realTransit.token),
+    async stop() {
+      await close();
+      await egress.close();
+      await rm(directory, { recursive: true });
+    },
+  };
 }

@@ -1,10 +1,16 @@
-// What a request needs to carry an account's credential: the app's templates filled in. Only the app's entry is a template,
+// What a request needs to carry a credential: the app's templates filled in. Only the app's entry is a template,
 // read once from left to right: a value that looks like a placeholder is put in as it is. A refresh token cannot be named.
-import type { CatalogApp } from "#libs/catalog.ts";
-import { StatusError } from "#libs/errors.ts";
-import { expandBaseUrl } from "#libs/templates.ts";
-import { denialError } from "#libs/verdict.ts";
-import type { CredentialMaterial } from "./credentials.ts";
+import type { CatalogApp } from "./catalog.ts";
+import { StatusError } from "./errors.ts";
+import { expandBaseUrl } from "./templates.ts";
+import { denialError } from "./verdict.ts";
+
+/** The values that templates may name. */
+export interface InjectableValues {
+  readonly accessToken?: string;
+  /** Values of the app's custom fields. */
+  readonly fields: Readonly<Record<string, string>>;
+}
 
 /** A name and the secret that goes there. */
 export interface InjectedValue {
@@ -23,9 +29,9 @@ export interface Injection {
   readonly absoluteUrlsAllowed: boolean;
 }
 
-/** Fills in the app's templates. FAILED_PRECONDITION when the account's values do not fit them. */
-export function fillInjection({ proxy }: CatalogApp, material: CredentialMaterial): Injection {
-  const base = expandBaseUrl(proxy.base_url, material.fields);
+/** Fills in the app's templates. FAILED_PRECONDITION when the values do not fit them. */
+export function fillInjection({ proxy }: CatalogApp, values: InjectableValues): Injection {
+  const base = expandBaseUrl(proxy.base_url, values.fields);
   if (base.kind === "deny") throw denialError(base);
   const where = {
     baseUrl: base.text,
@@ -36,7 +42,7 @@ export function fillInjection({ proxy }: CatalogApp, material: CredentialMateria
   // A secret that cannot be used stays here.
   if (!proxy.enabled) return { ...where, headers: [], query: [] };
   const { headers, query, basic } = proxy.inject;
-  const fill = (template: string) => fillTemplate(template, material);
+  const fill = (template: string) => fillTemplate(template, values);
   const basicHeader = basic && {
     name: "authorization",
     value: `Basic ${Buffer.from(`${fill(basic.username)}:${fill(basic.password)}`).toString("base64")}`,
@@ -49,7 +55,7 @@ export function fillInjection({ proxy }: CatalogApp, material: CredentialMateria
   };
 }
 
-function fillTemplate(template: string, { accessToken, fields }: CredentialMaterial): string {
+function fillTemplate(template: string, { accessToken, fields }: InjectableValues): string {
   return template.replaceAll(/\{\{([^{}]*)\}\}/g, (_placeholder, inner: string) => {
     const name = /^\s*credential\.([A-Za-z0-9_-]+)\s*$/.exec(inner)?.[1];
     if (name === undefined) throw notInjectable(`The app's entry has a placeholder that is not {{credential.name}}.`);

@@ -1,7 +1,7 @@
 // An app's injection templates, filled in.
 import { expect, test } from "vitest";
 import { type CatalogApp, loadCatalog } from "#libs/catalog.ts";
-import { fillInjection } from "../../services/vault/injection.ts";
+import { fillInjection } from "#libs/injection-templates.ts";
 
 const sandbox = loadCatalog("catalog", { production: false }).get("sandbox_header_key");
 

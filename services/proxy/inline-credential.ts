@@ -1,0 +1,30 @@
+// A credential that the caller holds and sends along: used for this one request by the app's own rules, kept nowhere.
+import { type Catalog, fieldFaults, getApp } from "#libs/catalog.ts";
+import { invalidFields } from "#libs/errors.ts";
+import { fillInjection } from "#libs/injection-templates.ts";
+import type { AllowedUse } from "./outgoing-request.ts";
+
+/** An app and the values of its credential. Secret: never logged. */
+export interface InlineCredential {
+  readonly appSlug: string;
+  /** Values of the app's custom fields; for an app with OAuth also `access_token`. */
+  readonly fields: Readonly<Record<string, string>>;
+}
+
+/** What the caller's credential may be used for. Throws naming the field that is wrong, never a value. */
+export function inlineUse(catalog: Catalog, { appSlug, fields }: InlineCredential): AllowedUse {
+  const app = getApp(catalog, appSlug);
+  const isOauth = app.auth === "oauth2";
+  const { access_token: accessToken = "", ...others } = fields;
+  const custom = isOauth ? others : fields;
+  const faults = fieldFaults(app.custom_fields, custom);
+  const missing = isOauth && accessToken === "" ? [{ field: "access_token", description: "is required" }] : [];
+  const violations = [...missing, ...faults].map(({ field, description }) => ({
+    field: `inline_credential.fields.${field}`,
+    description,
+  }));
+  if (violations.length > 0) throw invalidFields(violations);
+  const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));
+  const values = { fields: { ...defaults, ...custom }, ...(isOauth && { accessToken }) };
+  return { ...fillInjection(app, values), proxyEnabled: app.proxy.enabled };
+}
