@@ -226,6 +226,25 @@ test("a vault that meets a lock waits for the other's result and sends nothing",
   expect(held).toBe(1);
 });
 
+test("sends nothing while somebody holds the account's lock: leases the token that is valid, and refreshes when it is free", async () => {
+  const accountId = await connectAccount();
+  const holder = await openConnection({ ...vault.database.superuser, applicationName: "t", statementTimeoutMs: 5_000 });
+  await holder.query("select pg_advisory_lock(hashtextextended($1, 0))", [`cred:proj_1:${accountId}`]);
+  const sent = vault.tokenRequests();
+  await endTokenIn(accountId, 4);
+  expect((await lease(accountId)).lease).toMatchObject({ generation: 1n, refreshed: false });
+  await endTokenIn(accountId, -1);
+  const call = { deadlineMs: Date.now() + 600, token: await tokenWith() };
+  await expect(vault.asProxy.leaseInjection({ ...whose, accountId }, call)).rejects.toMatchObject({
+    code: "DEADLINE_EXCEEDED",
+  });
+  expect(vault.tokenRequests()).toBe(sent);
+  expect((await rowOf(accountId)).intentId).toBeNull();
+  await holder.end();
+  expect((await lease(accountId)).lease).toMatchObject({ generation: 2n, refreshed: true });
+  expect(vault.tokenRequests() - sent).toBe(1);
+});
+
 test("sends nothing while another process may still have a call under way, though its lock is gone", async () => {
   const accountId = await connectAccount();
   await vault.db
