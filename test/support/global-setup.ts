@@ -1,18 +1,16 @@
 // Starts the run's one Postgres and makes the two migrated databases that each test file's own is copied from.
-import { randomBytes } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { startPostgres } from "../../dev/postgres.ts";
-import { atDatabase, type DatabaseName, provisionDatabases, type RolePasswords } from "../../migrations/databases.ts";
-import { migrate } from "../../migrations/migrate.ts";
+import { type DatabasePasswords, makeDatabases } from "./own-postgres.ts";
 
 /** The run's Postgres, as the tests see it. */
 export interface TestServer {
   readonly url: string;
   readonly password: string;
-  readonly roles: Readonly<Record<DatabaseName, RolePasswords>>;
+  readonly roles: DatabasePasswords;
 }
 
 declare module "vitest" {
@@ -30,21 +28,11 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
     await rm(folder, { recursive: true, force: true });
   };
   try {
-    const roles = { account: randomPasswords(), vault: randomPasswords() };
-    await provisionDatabases({ url, password, roles });
-    for (const database of ["account", "vault"] as const) {
-      const owner = new URL(atDatabase(url, `deputy_${database}`));
-      owner.username = `deputy_${database}_owner`;
-      await migrate({ database, url: owner.href, password: roles[database].owner });
-    }
+    const roles = await makeDatabases({ url, password });
     project.provide("postgres", { url, password, roles });
     return teardown;
   } catch (error) {
     await teardown();
     throw error;
   }
-}
-
-function randomPasswords(): RolePasswords {
-  return { owner: randomBytes(18).toString("base64url"), runtime: randomBytes(18).toString("base64url") };
 }

@@ -9,16 +9,19 @@ export interface Relay {
   /** Holds what the target answers, or both ways. */
   hold(which: "answers" | "all"): void;
   release(): void;
+  /** Breaks the connection off in the place of the first answer from now on that is meant. Resolves when that has happened. */
+  loseAnswer(isMeant: (answer: Buffer) => boolean): Promise<void>;
   /** Connections accepted so far. */
   readonly accepted: () => number;
   stop(): Promise<void>;
 }
 
-/** Starts a relay to a port of this machine. */
-export async function startRelay(targetPort: number): Promise<Relay> {
+/** Starts a relay to a port of this machine, or to the path of a socket. */
+export async function startRelay(to: number | string): Promise<Relay> {
   const pairs = new Set<{ readonly client: Socket; readonly target: Socket }>();
   let accepted = 0;
   let held: "nothing" | "answers" | "all" = "nothing";
+  let losing: { isMeant(answer: Buffer): boolean; lost(): void } | undefined;
 
   function apply({ client, target }: { readonly client: Socket; readonly target: Socket }): void {
     if (held === "all") client.pause();
@@ -29,14 +32,20 @@ export async function startRelay(targetPort: number): Promise<Relay> {
 
   const server = createServer((client) => {
     accepted += 1;
-    const target = connect(targetPort, "127.0.0.1");
+    const target = typeof to === "number" ? connect(to, "127.0.0.1") : connect(to);
     const pair = { client, target };
     pairs.add(pair);
     for (const [from, to] of [
       [client, target],
       [target, client],
     ] as const) {
-      from.on("data", (chunk) => to.write(chunk));
+      from.on("data", (chunk) => {
+        if (from === client || !losing?.isMeant(chunk)) return to.write(chunk);
+        losing.lost();
+        losing = undefined;
+        client.destroy();
+        target.destroy();
+      });
       from.on("end", () => to.end());
       from.on("error", () => to.destroy());
       from.on("close", () => {
@@ -56,6 +65,10 @@ export async function startRelay(targetPort: number): Promise<Relay> {
     port: (server.address() as AddressInfo).port,
     hold: change,
     release: () => change("nothing"),
+    loseAnswer: (isMeant) =>
+      new Promise((lost) => {
+        losing = { isMeant, lost };
+      }),
     accepted: () => accepted,
     async stop() {
       for (const { client, target } of pairs) {

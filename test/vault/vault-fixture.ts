@@ -35,7 +35,7 @@ import { watchSealState } from "../../services/vault/seal-state.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
 import { openSpool } from "../../services/vault/spool.ts";
 import { vaultService } from "../../services/vault/vault-service.ts";
-import { createTestDatabase } from "../support/postgres.ts";
+import { createTestDatabase, type TestDatabase } from "../support/postgres.ts";
 import { startProviderShim } from "../support/provider-shim.ts";
 import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
 import { testTls } from "../support/tls.ts";
@@ -75,8 +75,8 @@ export interface VaultOptions {
 }
 
 /** Sets up what the tests of one file share. Call it at the top level of the file. */
-export async function vaultFixture() {
-  const database = await createTestDatabase("vault");
+export async function vaultFixture(given?: TestDatabase) {
+  const database = given ?? (await createTestDatabase("vault"));
   const ends: (() => unknown)[] = [];
   afterAll(async () => {
     for (const end of ends.splice(0).reverse()) await end();
