@@ -23,7 +23,7 @@ import {
 import { type CredentialRow, credentialOwner, getCredential } from "./credentials.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { fetchIdentityName } from "./identity.ts";
-import { findOauthClient } from "./oauth-clients.ts";
+import { findOauthClientState, noteSecretTaken, type OauthClientState } from "./oauth-clients.ts";
 import { persist } from "./persist.ts";
 import {
   authorizationUrl,
@@ -38,7 +38,7 @@ import { insertRevocation, prepareRevocation } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
 import { type CredentialSubject, storeCredential } from "./store.ts";
-import type { TokenGrant } from "./token-answers.ts";
+import type { TokenGrant, TokenOutcome } from "./token-answers.ts";
 
 /** What authorizations need. */
 export interface AuthorizerOptions {
@@ -159,9 +159,20 @@ async function exchangeOnce(options: AuthorizerOptions, row: AuthorizationRow, r
   const { redirectUri } = row;
   const grant = { parameters: judged.parameters, redirectUri, codeVerifier: value.codeVerifier };
   const outcome = await exchangeCode(options.providers, context, grant);
+  await settle(options, row, { context, key, outcome });
+  if (outcome.kind === "granted" || outcome.kind === "rejected") {
+    await noteSecretTaken(options, context.found, outcome.refusedSecrets);
+  }
+}
+
+async function settle(
+  options: AuthorizerOptions,
+  row: AuthorizationRow,
+  { outcome, ...of }: Omit<Granted, "grant"> & { readonly outcome: TokenOutcome },
+): Promise<void> {
   switch (outcome.kind) {
     case "granted":
-      return keepGrant(options, row, { context, key, grant: outcome.grant });
+      return keepGrant(options, row, { ...of, grant: outcome.grant });
     case "retry":
       if (!outcome.sent) {
         await releaseAuthorization(options.db, row);
@@ -215,13 +226,13 @@ async function contextOf(
   options: AuthorizerOptions,
   subject: Pick<CredentialSubject, "projectId" | "oauthAppId" | "appSlug">,
   fields: Readonly<Record<string, string>>,
-): Promise<ProviderContext> {
+): Promise<ProviderContext & { readonly found: OauthClientState }> {
   const app = options.catalog.get(subject.appSlug);
   if (app === undefined) throw notFound("app");
   if (!isOauthApp(app)) throw new StatusError("FAILED_PRECONDITION", "APP_HAS_NO_OAUTH", "The app connects by keys.");
-  const client = await findOauthClient(options, subject);
-  if (client === undefined) throw notFound("OAuth app");
-  return { app, client, fields };
+  const found = await findOauthClientState(options, subject);
+  if (found === undefined) throw notFound("OAuth app");
+  return { app, client: found.client, fields, found };
 }
 
 async function outcomeOf(db: VaultDatabase, row: AuthorizationRow): Promise<CompletedAuthorization> {

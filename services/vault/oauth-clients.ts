@@ -1,6 +1,9 @@
-// The table of OAuth clients: a project's own client at a provider, with its ordered secrets sealed.
+// The table of OAuth clients: a project's own client at a provider, with its ordered secrets sealed. Each use of a client tries
+// them in their order, and begins with the one that the provider took last, whatever it was used for: so a secret is replaced
+// without downtime by putting the new one beside the old one, until the log says that the old one is unused.
 import { type Selectable, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
+import type { Logger } from "#libs/log.ts";
 import { releaseWaiting } from "./client-breaker.ts";
 import type { OauthClientsTable, VaultDatabase } from "./schema.ts";
 import { type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
@@ -13,6 +16,7 @@ export interface OauthClientKey {
 
 /** An OAuth client ready for use. */
 export interface OauthClient {
+  readonly oauthAppId: string;
   readonly clientId: string;
   /** In the order in which they are tried; none for a public client. */
   readonly secrets: readonly string[];
@@ -26,8 +30,7 @@ function ownerOf({ projectId, oauthAppId, appSlug }: OauthClientKey & { readonly
 export interface OauthClientState {
   /** The secret that worked last comes first. */
   readonly client: OauthClient;
-  readonly probeTime: Date | null;
-  readonly workingSecret: number;
+  readonly row: Selectable<OauthClientsTable>;
 }
 
 /** Opens a client for an app; undefined when there is none, or it is another app's. */
@@ -46,25 +49,49 @@ export async function findOauthClientState(
   const row = await selectOauthClient(db, { projectId, oauthAppId }).executeTakeFirst();
   if (row === undefined || row.destroyTime !== null || row.appSlug !== appSlug) return undefined;
   const { secrets: values } = await secrets.open<{ readonly secrets: readonly string[] }>(ownerOf(row), row);
-  const { probeTime, workingSecret } = row;
+  const { clientId, workingSecret } = row;
   const ordered = [...values.slice(workingSecret), ...values.slice(0, workingSecret)];
-  return { client: { clientId: row.clientId, secrets: ordered }, probeTime, workingSecret };
+  return { client: { oauthAppId, clientId, secrets: ordered }, row };
 }
 
-/** Remembers that the provider took another secret, so that the next request begins with it. */
-export async function rememberSecret(
-  db: VaultDatabase,
-  { projectId, oauthAppId }: OauthClientKey,
-  { client, workingSecret }: OauthClientState,
+/**
+ * Notes that the provider took the client, after it had refused so many of its secrets. Only what is new is written: once after
+ * each change of the secrets, and when another of them works. Never throws: what is not noted now is noted by the next use.
+ */
+export async function noteSecretTaken(
+  { db, log }: { readonly db: VaultDatabase; readonly log: Logger },
+  { client, row }: OauthClientState,
   refusedSecrets: number,
 ): Promise<void> {
-  await db
+  const { projectId, oauthAppId, appSlug } = row;
+  const count = client.secrets.length;
+  if (count === 0 || (refusedSecrets === 0 && row.workingSecretTime !== null)) return;
+  const taken = (row.workingSecret + refusedSecrets) % count;
+  const line = { projectId, oauthAppId, appSlug, secret: taken + 1, unusedSecrets: count - 1 };
+  try {
+    if (await updateWorkingSecret(db, row, taken)) {
+      log.info(line, "an OAuth client works with this one of its secrets: the others are unused");
+    }
+  } catch (error) {
+    log.warn({ ...line, err: error }, "which secret an OAuth client works with could not be noted");
+  }
+}
+
+/** False when that is known already, or the client has other secrets by now. */
+async function updateWorkingSecret(
+  db: VaultDatabase,
+  row: Selectable<OauthClientsTable>,
+  taken: number,
+): Promise<boolean> {
+  const { numUpdatedRows } = await db
     .updateTable("oauthClients")
-    .set({ workingSecret: (workingSecret + refusedSecrets) % client.secrets.length })
-    .where("projectId", "=", projectId)
-    .where("oauthAppId", "=", oauthAppId)
-    .where("workingSecret", "=", workingSecret)
-    .execute();
+    .set({ workingSecret: taken, workingSecretTime: sql<Date>`now()` })
+    .where("projectId", "=", row.projectId)
+    .where("oauthAppId", "=", row.oauthAppId)
+    .where("generation", "=", row.generation)
+    .where(({ eb }) => eb.or([eb("workingSecretTime", "is", null), eb("workingSecret", "<>", taken)]))
+    .executeTakeFirst();
+  return numUpdatedRows === 1n;
 }
 
 /** Whether there is a client for an app; opens nothing. */
@@ -91,7 +118,7 @@ export async function putOauthClient(
     const columns = {
       ...{ appSlug, clientId, generation, ...sealed, destroyTime: null, updateTime: sql<Date>`now()` },
       // Nothing is known of the new secrets yet.
-      ...{ rejections: 0, probeTime: null, workingSecret: 0 },
+      ...{ rejections: 0, probeTime: null, workingSecret: 0, workingSecretTime: null },
     };
     const { numInsertedOrUpdatedRows } = await transaction
       .insertInto("oauthClients")

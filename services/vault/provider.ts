@@ -27,7 +27,8 @@ export type TokenAttempt = TokenOutcome & { readonly refusedSecrets: number };
 
 /** What a revocation came to. */
 export type RevocationOutcome =
-  | { readonly kind: "revoked" }
+  /** After so many of the client's secrets were refused. */
+  | { readonly kind: "revoked"; readonly refusedSecrets: number }
   | { readonly kind: "retry"; readonly error: string }
   /** The app has no way to revoke, or none for this kind of token. */
   | { readonly kind: "unsupported" };
@@ -124,16 +125,16 @@ export async function revokeToken(
   const { revoke } = context.app.oauth2;
   if (revoke === undefined) return { kind: "unsupported" };
   let error = "";
-  for (const authentication of authenticationsOf(context)) {
+  for (const [refusedSecrets, authentication] of authenticationsOf(context).entries()) {
     try {
       const options = { ...optionsOf(access, context), additionalParameters: { token_type_hint: hint } };
       const server = serverOf(context);
       const response = await oauth.revocationRequest(server, clientOf(context.client), authentication, token, options);
-      if (response.status === 200 || response.status === 204) return { kind: "revoked" };
+      if (response.status === 200 || response.status === 204) return { kind: "revoked", refusedSecrets };
       error = errorOf(await readJson(response)) ?? `HTTP_${response.status}`;
-      if (error === "invalid_token") return { kind: "revoked" };
+      if (error === "invalid_token") return { kind: "revoked", refusedSecrets };
       if (error === "unsupported_token_type") return { kind: "unsupported" };
-      if (error !== "invalid_client") break;
+      if (error !== "invalid_client" && error !== "HTTP_401") break;
     } catch (failure) {
       if (!(failure instanceof EgressError)) throw failure;
       return { kind: "retry", error: `EGRESS_${failure.kind.toUpperCase()}` };

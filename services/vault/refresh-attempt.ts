@@ -12,7 +12,7 @@ import {
   findCredential,
 } from "./credentials.ts";
 import { factsOf, materialOf } from "./grants.ts";
-import { findOauthClientState, rememberSecret } from "./oauth-clients.ts";
+import { findOauthClientState, noteSecretTaken, type OauthClientState } from "./oauth-clients.ts";
 import { isOauthApp, type OauthApp, type ProviderContext, refreshGrant, type TokenAttempt } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import { noteFailure, noteWaiting } from "./refresh-failure.ts";
@@ -79,7 +79,7 @@ export async function attemptRefresh(
   if (found === undefined) {
     return noteFailure(options, { ...failed, outcome: { kind: "client_rejected", error: "OAUTH_CLIENT_MISSING" } });
   }
-  const admission = await admitRefresh(db, row, found.probeTime);
+  const admission = await admitRefresh(db, row, found.row.probeTime);
   if (admission.kind === "refused") return noteWaiting(options, failed, admission.waitSeconds);
   const isProbe = admission.kind === "probe";
   const { client } = found;
@@ -136,22 +136,17 @@ async function noteClientTaken(
   { db, log }: AttemptOptions,
   { projectId, oauthAppId, appSlug }: CredentialRow,
   taken: {
-    readonly found: NonNullable<Awaited<ReturnType<typeof findOauthClientState>>>;
+    readonly found: OauthClientState;
     readonly outcome: TokenAttempt;
     readonly isProbe: boolean;
   },
 ): Promise<void> {
   const key = { projectId, oauthAppId };
-  const { refusedSecrets } = taken.outcome;
+  await noteSecretTaken({ db, log }, taken.found, taken.outcome.refusedSecrets);
+  if (!taken.isProbe) return;
   try {
-    if (refusedSecrets > 0) {
-      await rememberSecret(db, key, taken.found, refusedSecrets);
-      log.info({ ...key, appSlug, refusedSecrets }, "an OAuth client works with another of its secrets");
-    }
-    if (taken.isProbe) {
-      await closeBreaker(db, key);
-      log.info({ ...key, appSlug }, "an OAuth client is taken again: its breaker is closed");
-    }
+    await closeBreaker(db, key);
+    log.info({ ...key, appSlug }, "an OAuth client is taken again: its breaker is closed");
   } catch (error) {
     // The account has its token; what is not noted now is noted by the next refresh.
     log.warn({ ...key, appSlug, err: error }, "what was learned of an OAuth client could not be noted");

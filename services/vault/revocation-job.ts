@@ -4,6 +4,7 @@
 import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
+import { findOauthClientState, noteSecretTaken, type OauthClient, type OauthClientState } from "./oauth-clients.ts";
 import { isOauthApp, revokeToken } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import {
@@ -54,19 +55,39 @@ export async function revoke(
 }
 
 /** Tells the provider of both tokens; gives why it could not, by a stable name. */
-async function tell({ secrets, catalog, providers }: RevocationJobOptions, row: RevocationRow) {
+async function tell(options: RevocationJobOptions, row: RevocationRow) {
+  const { secrets, catalog, providers } = options;
   const app = catalog.get(row.appSlug);
   if (app === undefined || !isOauthApp(app)) return "APP_NOT_IN_CATALOG";
   const value = await secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
-  const context = { app, client: value.client, fields: value.fields };
+  const found = await presentClient(options, row, value.client);
+  const context = { app, client: found?.client ?? value.client, fields: value.fields };
   for (const hint of ["refresh_token", "access_token"] as const) {
     const token = hint === "refresh_token" ? value.refreshToken : value.accessToken;
     if (token === undefined) continue;
     const outcome = await revokeToken(providers, context, { token, hint });
     if (outcome.kind === "retry") return outcome.error;
+    if (outcome.kind === "revoked" && found !== undefined) {
+      await noteSecretTaken(options, found, outcome.refusedSecrets);
+    }
     // An access token that cannot be revoked by itself went with its refresh token.
     const isCovered = hint === "access_token" && value.refreshToken !== undefined;
     if (outcome.kind === "unsupported" && !isCovered) return "REVOCATION_UNSUPPORTED";
   }
   return undefined;
+}
+
+/** The record's client with the secrets that it has by now; undefined where it is gone, and those of the record are what there is. */
+async function presentClient(
+  options: RevocationJobOptions,
+  { projectId, appSlug }: RevocationRow,
+  { oauthAppId, clientId }: OauthClient,
+): Promise<OauthClientState | undefined> {
+  try {
+    const found = await findOauthClientState(options, { projectId, oauthAppId, appSlug });
+    return found?.client.clientId === clientId ? found : undefined;
+  } catch (error) {
+    if (error instanceof StatusError && error.code === "DATA_LOSS") return undefined;
+    throw error;
+  }
 }

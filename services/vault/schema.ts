@@ -79,6 +79,8 @@ export interface OauthClientsTable {
   readonly rejections: Generated<number>;
   readonly probeTime: Date | null;
   readonly workingSecret: Generated<number>;
+  /** When the provider first took it; null until then. */
+  readonly workingSecretTime: Date | null;
 }
 
 /** One row for each time that a browser is sent to a provider. */

@@ -10,7 +10,7 @@ export interface Relay {
   hold(which: "answers" | "all"): void;
   release(): void;
   /** Breaks the connection off in the place of the first answer from now on that is meant. Resolves when that has happened. */
-  loseAnswer(isMeant: (answer: Buffer) => boolean): Promise<void>;
+  loseAnswer(isMeant: (answer: string) => boolean): Promise<void>;
   /** Connections accepted so far. */
   readonly accepted: () => number;
   stop(): Promise<void>;
@@ -21,7 +21,7 @@ export async function startRelay(to: number | string): Promise<Relay> {
   const pairs = new Set<{ readonly client: Socket; readonly target: Socket }>();
   let accepted = 0;
   let held: "nothing" | "answers" | "all" = "nothing";
-  let losing: { isMeant(answer: Buffer): boolean; lost(): void } | undefined;
+  let losing: { isMeant(answer: string): boolean; lost(): void } | undefined;
 
   function apply({ client, target }: { readonly client: Socket; readonly target: Socket }): void {
     if (held === "all") client.pause();
@@ -40,7 +40,7 @@ export async function startRelay(to: number | string): Promise<Relay> {
       [target, client],
     ] as const) {
       from.on("data", (chunk) => {
-        if (from === client || !losing?.isMeant(chunk)) return to.write(chunk);
+        if (from === client || !losing?.isMeant(String(chunk))) return to.write(chunk);
         losing.lost();
         losing = undefined;
         client.destroy();

@@ -138,7 +138,6 @@ test.each(["goes on", "is killed"])(
 );
 
 /** The answer after which a write is committed: to a changed row outside of a transaction, or to a transaction's end. */
-function endsWrite(answer: Buffer): boolean {
-  const text = answer.toString("latin1");
-  return text.includes("COMMIT\0") || (text.includes("UPDATE 1\0") && text.endsWith("I"));
+function endsWrite(answer: string): boolean {
+  return answer.includes("COMMIT\0") || (answer.includes("UPDATE 1\0") && answer.endsWith("I"));
 }
