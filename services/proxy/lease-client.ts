@@ -7,7 +7,7 @@ import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_
 import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { InjectionLease, LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
-import type { LeaseHold, LeaseHolds } from "./lease-holds.ts";
+import { type LeaseHold, type LeaseHolds, leaseOver } from "./lease-holds.ts";
 
 /** What leases are had from. */
 export interface LeasingCollaborators {
@@ -56,7 +56,7 @@ export async function withLease<Answer>(
     try {
       const lease = await leaseFor(collaborators, target, held);
       hold.grant(lease.leaseDurationMs);
-      return await use({ lease, hold }, held);
+      return await use(leasedNow(lease, hold), held);
     } catch (error) {
       if (hold.signal.aborted) throw hold.signal.reason;
       const isUnwatched = error instanceof StatusError && error.reason === "WATCH_REQUIRED";
@@ -68,6 +68,15 @@ export async function withLease<Answer>(
       hold.end();
     }
   }
+}
+
+/** A lease as it is now; a request that was made with its material is not sent once other material has taken its place. */
+function leasedNow(given: InjectionLease, hold: LeaseHold): Leased {
+  const lease = hold.newest(given);
+  return {
+    lease,
+    hold: { ...hold, fault: () => hold.fault() ?? (hold.newest(lease) === lease ? undefined : leaseOver()) },
+  };
 }
 
 /** The account service says whose the account is and that it is active; the vault judges the caller's token by itself. */

@@ -4,9 +4,15 @@
 // from two clocks of this machine, and the one on which more has passed counts: the monotonic one, which nobody can set, and
 // the wall clock, which also goes on while a machine is suspended. See the argument in the vault's lease-watchers.ts.
 //
-// A cache of leases can sit on this: an entry is a lease with its hold, good for as long as `fault` says nothing.
+// After a refresh the vault may give the new material for leases that are held. It takes the place of the old one under the same
+// hold: whoever asked stays who asked, and the time still counts from before that, so that nothing lives longer for it, however
+// late it comes.
+//
+// A cache of leases can sit on this: an entry is a lease with its hold, good for as long as `fault` says nothing; what is sent
+// with it is its `newest`.
 import { setTimeout as sleep } from "node:timers/promises";
 import { StatusError } from "#libs/errors.ts";
+import { type InjectionLease, LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 
 /** An account that leases are for. */
 export interface LeaseAccount {
@@ -22,6 +28,8 @@ export interface LeaseHold {
   grant(durationMs: number): void;
   /** Why nothing may be sent with it now; undefined when something may. */
   fault(): StatusError | undefined;
+  /** The lease that was given for this hold, or what has taken its place: the same object while nothing has. */
+  newest(lease: InjectionLease): InjectionLease;
   end(): void;
 }
 
@@ -33,8 +41,11 @@ export interface LeaseHolds {
   heard(): void;
   /** The stream is gone: all holds are void. */
   lost(): void;
-  /** The account's leases are over: all its holds are void, and what is in flight is broken off when it was revoked. */
-  invalidate(account: LeaseAccount, isRevoked: boolean): void;
+  /**
+   * What the vault says of the account's leases. They are over: all its holds are void, and what is in flight is broken off when
+   * it was revoked. Refreshed, with another lease in their place: the holds go on with that one, and nothing is broken off.
+   */
+  invalidate(account: LeaseAccount, reason: LeaseInvalidationReason, lease?: InjectionLease): void;
 }
 
 /** The clocks: milliseconds that only go forward, and milliseconds since 1970. */
@@ -52,6 +63,8 @@ const watchPollMs = 25;
 
 interface Held {
   voidedBy: StatusError | undefined;
+  renewal: { readonly lease: InjectionLease; readonly untilMs: number } | undefined;
+  readonly ageMs: () => number;
   readonly abort: AbortController;
 }
 
@@ -74,10 +87,10 @@ export function leaseHolds(clocks: Clocks): LeaseHolds {
 
   function add(account: LeaseAccount): LeaseHold {
     const key = JSON.stringify([account.projectId, account.accountId]);
-    const own: Held = { voidedBy: undefined, abort: new AbortController() };
+    const ageMs = stopwatch();
+    const own: Held = { voidedBy: undefined, renewal: undefined, ageMs, abort: new AbortController() };
     const ofAccount = held.get(key) ?? new Set();
     held.set(key, ofAccount.add(own));
-    const ageMs = stopwatch();
     let durationMs = 0;
     return {
       signal: own.abort.signal,
@@ -87,8 +100,10 @@ export function leaseHolds(clocks: Clocks): LeaseHolds {
       fault() {
         if (own.voidedBy !== undefined) return own.voidedBy;
         if (!isWatching()) return unreachable();
-        return ageMs() < durationMs ? undefined : leaseOver();
+        return ageMs() < Math.min(durationMs, own.renewal?.untilMs ?? durationMs) ? undefined : leaseOver();
       },
+      newest: (lease) =>
+        own.renewal !== undefined && own.renewal.lease.generation > lease.generation ? own.renewal.lease : lease,
       end() {
         ofAccount.delete(own);
         if (ofAccount.size === 0 && held.get(key) === ofAccount) held.delete(key);
@@ -114,13 +129,21 @@ export function leaseHolds(clocks: Clocks): LeaseHolds {
       lastHeard = undefined;
       voidAll();
     },
-    invalidate({ projectId, accountId }, isRevoked) {
+    invalidate({ projectId, accountId }, reason, lease) {
+      const isRevoked = reason === LeaseInvalidationReason.REVOKED;
+      const renewing = reason === LeaseInvalidationReason.REFRESHED ? lease : undefined;
       for (const hold of held.get(JSON.stringify([projectId, accountId])) ?? []) {
-        hold.voidedBy = isRevoked ? accountRevoked() : leaseOver();
+        if (renewing !== undefined) renew(hold, renewing);
+        else hold.voidedBy = isRevoked ? accountRevoked() : leaseOver();
         if (isRevoked) hold.abort.abort(hold.voidedBy);
       }
     },
   };
+}
+
+function renew(hold: Held, lease: InjectionLease): void {
+  if (hold.renewal !== undefined && hold.renewal.lease.generation >= lease.generation) return;
+  hold.renewal = { lease, untilMs: hold.ageMs() + lease.leaseDurationMs };
 }
 
 function unreachable(): StatusError {
@@ -131,6 +154,7 @@ function accountRevoked(): StatusError {
   return new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
 }
 
-function leaseOver(): StatusError {
+/** What is said of a request whose lease ended before its first byte had left. */
+export function leaseOver(): StatusError {
   return new StatusError("UNAVAILABLE", "LEASE_EXPIRED", "The lease ended before the request was sent: send it again.");
 }

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
-import { LeaseInvalidationReason, type WatchLeasesRequest } from "#proto/deputy/vault/v1/leases.ts";
+import type { WatchLeasesRequest } from "#proto/deputy/vault/v1/leases.ts";
 import { type LeaseHolds, silenceMs } from "./lease-holds.ts";
 
 /** What a watch is made of. */
@@ -58,8 +58,8 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
         say = tell;
         let acknowledged = 0n;
         if (message?.$case === "invalidation") {
-          const { projectId, accountId, reason, sequence } = message.value;
-          holds.invalidate({ projectId, accountId }, reason === LeaseInvalidationReason.REVOKED);
+          const { projectId, accountId, reason, sequence, lease } = message.value;
+          holds.invalidate({ projectId, accountId }, reason, lease);
           acknowledged = sequence;
         }
         // The vault keeps the highest; a heartbeat is answered so that it knows of this process.

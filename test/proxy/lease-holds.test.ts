@@ -1,5 +1,6 @@
 // The arithmetic of a hold, by clocks in the test's hand.
 import { beforeEach, expect, test } from "vitest";
+import { InjectionLease, LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 import { leaseHolds } from "../../services/proxy/lease-holds.ts";
 
 const account = { projectId: "proj_1", accountId: "apn_1" };
@@ -62,9 +63,71 @@ test("voids the holds of the account that is meant, not of the same id in anothe
   const own = await holds.take(account, Infinity);
   const other = await holds.take({ ...account, projectId: "proj_2" }, Infinity);
   for (const hold of [own, other]) hold.grant(1_000);
-  holds.invalidate(account, true);
+  holds.invalidate(account, LeaseInvalidationReason.REVOKED);
   expect(own.fault()).toMatchObject({ reason: "ACCOUNT_REVOKED" });
   expect(own.signal.aborted).toBe(true);
   expect(other.fault()).toBeUndefined();
   expect(other.signal.aborted).toBe(false);
+});
+
+const leaseOf = (generation: bigint, leaseDurationMs = 10_000) =>
+  InjectionLease.fromPartial({ generation, leaseDurationMs });
+
+test("goes on with the material of a refresh, for as long as the old lease lasts and no longer", async () => {
+  const holds = watchedHolds();
+  const [old, renewed] = [leaseOf(1n), leaseOf(2n)];
+  const hold = await holds.take(account, Infinity);
+  hold.grant(10_000);
+  expect(hold.newest(old)).toBe(old);
+  for (let second = 0; second < 8; second += 1) {
+    pass(1_000);
+    holds.heard();
+  }
+  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, renewed);
+  expect(hold.signal.aborted).toBe(false);
+  expect(hold.fault()).toBeUndefined();
+  expect(hold.newest(old)).toBe(renewed);
+  pass(1_900);
+  expect(hold.fault()).toBeUndefined();
+  pass(100);
+  expect(hold.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
+});
+
+test("takes no older material for newer, in whatever order it comes, and ends with what ends first", async () => {
+  const holds = watchedHolds();
+  const [first, second, third] = [leaseOf(1n), leaseOf(2n), leaseOf(3n, 500)];
+  const hold = await holds.take(account, Infinity);
+  // On its way, while a refresh is told of: what comes is older.
+  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, second);
+  hold.grant(10_000);
+  expect(hold.newest(first)).toBe(second);
+  expect(hold.newest(third)).toBe(third);
+  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, third);
+  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, second);
+  expect(hold.newest(first)).toBe(third);
+  pass(500);
+  expect(hold.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
+});
+
+test("brings no hold back that is void, and grants none that was not granted", async () => {
+  const holds = watchedHolds();
+  const [revoked, waiting] = [
+    await holds.take(account, Infinity),
+    await holds.take({ ...account, accountId: "apn_2" }, Infinity),
+  ];
+  revoked.grant(10_000);
+  holds.invalidate(account, LeaseInvalidationReason.REVOKED);
+  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, leaseOf(2n));
+  expect(revoked.fault()).toMatchObject({ reason: "ACCOUNT_REVOKED" });
+  holds.invalidate({ ...account, accountId: "apn_2" }, LeaseInvalidationReason.REFRESHED, leaseOf(2n));
+  expect(waiting.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
+});
+
+test("ends a lease that was refreshed with nothing in its place, without breaking off what is in flight", async () => {
+  const holds = watchedHolds();
+  const hold = await holds.take(account, Infinity);
+  hold.grant(10_000);
+  holds.invalidate(account, LeaseInvalidationReason.REFRESHED);
+  expect(hold.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
+  expect(hold.signal.aborted).toBe(false);
 });

@@ -2,8 +2,8 @@
 // request was waiting for, and what is in flight for a revoked account is broken off.
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
-import { LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
-import { forwardRequest, ok, type ProxyFixture, startProxyFixture } from "./proxy-fixture.ts";
+import { type InjectionLease, LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
+import { forwardRequest, ok, type ProxyFixture, standInLease, startProxyFixture } from "./proxy-fixture.ts";
 
 const revoked = { code: "FAILED_PRECONDITION", reason: "ACCOUNT_REVOKED" };
 
@@ -30,6 +30,12 @@ async function until(condition: () => boolean): Promise<void> {
     if (performance.now() > giveUpMs) throw new Error("did not come true in time");
     await sleep(5);
   }
+}
+
+/** The stand-in's lease with another token. */
+function renewedLease(): InjectionLease {
+  const headers = [{ name: "Authorization", value: "Bearer renewed-token" }];
+  return standInLease(fixture.upstream.port, { headers, generation: 2n });
 }
 
 function gate() {
@@ -86,6 +92,45 @@ test("asks for another lease when the account was connected anew before the requ
   await until(() => fixture.leases.length === 1);
   await sleep(50);
   await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.RECONNECTED);
+  connection.open();
+  expect((await waiting).status).toBe(200);
+  expect(fixture.leases).toHaveLength(2);
+  expect(fixture.upstream.requests).toHaveLength(1);
+});
+
+test("does not break off what is in flight when the account is refreshed", async () => {
+  let answer: ((text: string) => void) | undefined;
+  fixture.upstream.answerWith((socket) => {
+    answer = (text) => void socket.write(text);
+  });
+  const waiting = forward();
+  await until(() => answer !== undefined);
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.REFRESHED);
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.REFRESHED, renewedLease());
+  answer?.(ok("{}", "connection: close\r\n"));
+  expect((await waiting).status).toBe(200);
+  expect(fixture.leases).toHaveLength(1);
+});
+
+test("sends with the new token when the account is refreshed while its lease is on its way", async () => {
+  const lease = gate();
+  fixture.watch.leasing = lease.promise;
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.REFRESHED, renewedLease());
+  lease.open();
+  expect((await waiting).status).toBe(200);
+  expect(fixture.leases).toHaveLength(1);
+  expect(fixture.upstream.requests[0]).toContain("Bearer renewed-token");
+});
+
+test("sends no request that was made with the old token and had not begun when the account was refreshed", async () => {
+  const connection = gate();
+  fixture.watch.connecting = connection.promise;
+  const waiting = forward();
+  await until(() => fixture.leases.length === 1);
+  await sleep(50);
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.REFRESHED, renewedLease());
   connection.open();
   expect((await waiting).status).toBe(200);
   expect(fixture.leases).toHaveLength(2);

@@ -67,6 +67,20 @@ export function forwardRequest(change: Partial<ForwardRequest> = {}): Partial<Fo
   };
 }
 
+/** What the vault leases. */
+export function standInLease(port: number, change: Partial<InjectionLease> = {}): InjectionLease {
+  return InjectionLease.fromPartial({
+    appSlug: "acme",
+    proxyEnabled: true,
+    headers: [{ name: "Authorization", value: `Bearer ${accessSecret}` }],
+    baseUrl: `https://${upstreamHost}:${port}/v1`,
+    allowedDomains: [upstreamHost],
+    absoluteUrlsAllowed: true,
+    leaseDurationMs: 10_000,
+    ...change,
+  });
+}
+
 export function ok(body: string, head = "content-type: application/json\r\n"): string {
   return `HTTP/1.1 200 OK\r\n${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
 }
@@ -122,17 +136,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
         await watch.leasing;
         if (answers.vaultFault !== undefined) throw answers.vaultFault;
         if (accountId !== "apn_1") throw notFound("credential");
-        const lease = InjectionLease.fromPartial({
-          appSlug: "acme",
-          proxyEnabled: true,
-          headers: [{ name: "Authorization", value: `Bearer ${accessSecret}` }],
-          baseUrl: `https://${target}/v1`,
-          allowedDomains: [upstreamHost],
-          absoluteUrlsAllowed: true,
-          leaseDurationMs: 10_000,
-          ...answers.lease,
-        });
-        return { lease };
+        return { lease: standInLease(upstream.port, answers.lease) };
       },
     },
   });

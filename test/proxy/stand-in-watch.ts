@@ -1,5 +1,5 @@
 // The vault's side of WatchLeases, with every word of it in the test's hand.
-import type { WatchLeasesRequest, WatchLeasesResponse } from "#proto/deputy/vault/v1/leases.ts";
+import type { InjectionLease, WatchLeasesRequest, WatchLeasesResponse } from "#proto/deputy/vault/v1/leases.ts";
 import { LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 
 /** What a test sees and decides. */
@@ -17,7 +17,7 @@ export interface StandInWatch {
   /** Holds new connections to the upstream. */
   connecting: Promise<void> | undefined;
   /** Ends the leases of an account. Resolves when the proxy has acknowledged. */
-  invalidate(accountId: string, reason?: LeaseInvalidationReason): Promise<void>;
+  invalidate(accountId: string, reason?: LeaseInvalidationReason, lease?: InjectionLease): Promise<void>;
   /** Breaks all streams. */
   cut(): void;
   say: Set<(answer: WatchLeasesResponse["message"] | "cut") => void>;
@@ -33,9 +33,9 @@ export function newStandInWatch(): StandInWatch {
     leasing: undefined,
     connecting: undefined,
     say: new Set(),
-    async invalidate(accountId, reason = LeaseInvalidationReason.REVOKED) {
+    async invalidate(accountId, reason = LeaseInvalidationReason.REVOKED, lease) {
       sequence += 1n;
-      const value = { sequence, projectId: "proj_1", accountId, reason, lease: undefined };
+      const value = { sequence, projectId: "proj_1", accountId, reason, lease };
       for (const say of this.say) say({ $case: "invalidation", value });
       const isHeard = () =>
         this.heard.some((message) => message?.$case === "acknowledgedSequence" && message.value === sequence);
