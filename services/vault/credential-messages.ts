@@ -2,8 +2,10 @@
 import { ProviderRevocation, type RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { type Credential, CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
+import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import type { CredentialRow } from "./credentials.ts";
 import type { DestroyedCredential } from "./destroy.ts";
+import type { Lease } from "./lease.ts";
 import type { EnvironmentName } from "./schema.ts";
 
 /** The table's name of an environment. The contract's rules have refused the unspecified one. */
@@ -38,5 +40,16 @@ export function receiptMessage({ row, providerRevocation }: DestroyedCredential)
     providerRevocation: ProviderRevocation[providerRevocation],
     // Receipts are not signed yet.
     jws: "",
+  };
+}
+
+/** A lease as proxies get it. */
+export function leaseMessage(lease: Lease): InjectionLease {
+  return {
+    ...lease,
+    headers: [...lease.headers],
+    query: [...lease.query],
+    allowedDomains: [...lease.allowedDomains],
+    allowedPorts: [...lease.allowedPorts],
   };
 }

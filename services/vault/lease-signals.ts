@@ -5,6 +5,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type Connection, type DatabaseOptions, openConnection } from "#libs/database.ts";
 import type { Logger } from "#libs/log.ts";
 
+import { type RefreshNotices, refreshNotices } from "./refresh-notices.ts";
+
 /** What can have happened: an invalidation was committed, or a proxy acknowledged one. */
 export type LeaseChannel = "lease_invalidations" | "lease_acknowledgements";
 
@@ -14,12 +16,15 @@ export interface LeaseSignals {
   count(channel: LeaseChannel): number;
   /** Resolves when there were more than `seen`, after the time given, at `stop`, or when the signal fires. */
   next(channel: LeaseChannel, seen: number, timeoutMs: number, signal?: AbortSignal): Promise<void>;
+  /** Refreshes that proxies with a lease are told of. */
+  readonly refreshes: RefreshNotices;
   /** Fires at `stop`: whoever serves until then ends. */
   readonly stopping: AbortSignal;
   stop(): Promise<void>;
 }
 
 const retryMs = 1_000;
+const notifyRefreshes = "select pg_notify('lease_refreshes', $1)";
 
 /** Starts listening, and again after a loss. */
 export function listenForLeases(database: DatabaseOptions, log: Logger): LeaseSignals {
@@ -30,6 +35,7 @@ export function listenForLeases(database: DatabaseOptions, log: Logger): LeaseSi
   };
   const ending = new AbortController();
   let connection: Connection | undefined;
+  const refreshes = refreshNotices(async (payload) => connection?.query(notifyRefreshes, [payload]));
 
   function signal(channel: LeaseChannel): void {
     counts[channel] += 1;
@@ -40,10 +46,11 @@ export function listenForLeases(database: DatabaseOptions, log: Logger): LeaseSi
     connection = await openConnection(database);
     const lost = Promise.withResolvers<void>();
     connection.onLost(lost.resolve);
-    connection.onNotification((channel) => {
+    connection.onNotification((channel, payload) => {
       if (channel === "lease_invalidations" || channel === "lease_acknowledgements") signal(channel);
+      if (channel === "lease_refreshes") refreshes.hear(payload);
     });
-    await connection.query("listen lease_invalidations; listen lease_acknowledgements");
+    await connection.query("listen lease_invalidations; listen lease_acknowledgements; listen lease_refreshes");
     // What was said while nobody listened.
     signal("lease_invalidations");
     signal("lease_acknowledgements");
@@ -77,6 +84,7 @@ export function listenForLeases(database: DatabaseOptions, log: Logger): LeaseSi
         signal?.addEventListener("abort", wake);
       });
     },
+    refreshes,
     stopping: ending.signal,
     async stop() {
       ending.abort();

@@ -50,9 +50,18 @@ export async function leaseCredential(
   patience: Patience,
 ): Promise<Lease> {
   const { row, refreshed } = await freshCredential(options, filter, patience);
-  const app = options.catalog.get(row.appSlug);
+  return leaseOf(options, row, refreshed);
+}
+
+/** The lease of a credential as it was read just now. */
+export async function leaseOf(
+  { catalog, secrets }: Pick<LeaseOptions, "catalog" | "secrets">,
+  row: CredentialRow,
+  refreshed: boolean,
+): Promise<Lease> {
+  const app = catalog.get(row.appSlug);
   if (app === undefined) throw notFound("app");
-  const material = await options.secrets.open<CredentialMaterial>(credentialOwner(row), row);
+  const material = await secrets.open<CredentialMaterial>(credentialOwner(row), row);
   const readMs = row.readTime.getTime();
   const leaseDurationMs = Math.min(leaseMs, (row.expireTime?.getTime() ?? Number.POSITIVE_INFINITY) - readMs);
   return {

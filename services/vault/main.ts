@@ -97,7 +97,8 @@ const directory = config.DEPUTY_SPOOL_DIRECTORY;
 const spool = directory === "" ? undefined : await openSpool({ directory, secrets, log });
 const unguardedApps = config.DEPUTY_REAUTH_UNGUARDED_APPS;
 const passPoint = crashAt(config.DEPUTY_TEST_CRASH_POINT, config.DEPUTY_DEVELOPMENT);
-const refreshing = { db, locks, secrets, catalog, providers, log, spool, unguardedApps, passPoint };
+const { refreshes } = signals;
+const refreshing = { db, locks, secrets, catalog, providers, log, spool, unguardedApps, refreshes, passPoint };
 const refresher = createRefresher(refreshing);
 const account = createClient(AccountServiceDefinition, {
   address: config.DEPUTY_ACCOUNT_ADDRESS,

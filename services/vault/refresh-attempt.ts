@@ -16,6 +16,7 @@ import { findOauthClientState, noteSecretTaken, type OauthClientState } from "./
 import { isOauthApp, type OauthApp, type ProviderContext, refreshGrant, type TokenAttempt } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import { noteFailure, noteWaiting } from "./refresh-failure.ts";
+import type { RefreshNotices } from "./refresh-notices.ts";
 import { beginRefresh, type Intent, recordFailure } from "./refresh-records.ts";
 import { storeRefresh } from "./refresh-store.ts";
 import { isValid } from "./refresh-times.ts";
@@ -45,6 +46,8 @@ export interface AttemptOptions {
   /** Keeps what the database does not take at once; without one it is kept in memory alone. */
   readonly spool: Spool | undefined;
   readonly unguardedApps: readonly string[];
+  /** Tells those who hold leases. */
+  readonly refreshes: Pick<RefreshNotices, "tell">;
   readonly passPoint: PassPoint;
 }
 
@@ -97,6 +100,9 @@ export async function attemptRefresh(
       { ...subjectOf(row, intent), facts, material, ...(revoker && { revoker }) },
       dataKey,
     );
+    if (stored.kind === "refreshed") {
+      options.refreshes.tell({ ...key, accessEnded: app.lifecycle.access_dies_on_refresh });
+    }
     await noteClientTaken(options, row, { found, outcome, isProbe });
     return stored;
   }

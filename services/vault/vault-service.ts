@@ -7,10 +7,11 @@ import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credentia
 import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
-import { environmentName } from "./credential-messages.ts";
+import { environmentName, leaseMessage } from "./credential-messages.ts";
 import { countCredentials, countReasons } from "./credentials.ts";
 import type { ImportFormats } from "./import-formats.ts";
 import { leaseCredential } from "./lease.ts";
+import { leaseGrants } from "./lease-grants.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { requireWatching } from "./lease-watchers.ts";
 import type { Refresher } from "./refresh.ts";
@@ -46,6 +47,7 @@ export function vaultService(
   options: VaultServiceOptions,
   { sealState, rotation, importFormats, signals }: Operations,
 ): VaultHandlers {
+  const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
     ...credentialHandlers({ ...options, signals }),
     ...authorizationHandlers(options),
@@ -53,21 +55,13 @@ export function vaultService(
     async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {
       await requireWatching(options.db, proxyId);
       const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
-      const lease = await leaseCredential(options, filter, call);
-      return {
-        lease: {
-          ...lease,
-          headers: [...lease.headers],
-          query: [...lease.query],
-          allowedDomains: [...lease.allowedDomains],
-          allowedPorts: [...lease.allowedPorts],
-        },
-      };
+      grants.note(proxyId, filter);
+      return { lease: leaseMessage(await leaseCredential(options, filter, call)) };
     },
     async revealCredential() {
       throw unimplemented("RevealCredential");
     },
-    watchLeases: (requests, call) => watchLeases({ db: options.db, signals }, requests, call),
+    watchLeases: (requests, call) => watchLeases({ ...options, signals, grants }, requests, call),
     async rotateKeys({ activateKekId }) {
       return { remaining: await rotation.begin(activateKekId) };
     },

@@ -1,5 +1,6 @@
-// WatchLeases: tells one proxy of the leases that are over, in order, and hears what it acknowledges. A stream ends when the
-// proxy goes, when another one takes its place, or when this process stops; the proxy then holds nothing and begins anew.
+// WatchLeases: tells one proxy of the leases that are over, in order, and hears what it acknowledges; and of those whose
+// credential was refreshed, which nobody waits for. A stream ends when the proxy goes, when another one takes its place, or when
+// this process stops; the proxy then holds nothing and begins anew.
 import { invalidField, StatusError } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -8,6 +9,7 @@ import {
   type WatchLeasesRequest,
   type WatchLeasesResponse,
 } from "#proto/deputy/vault/v1/leases.ts";
+import { leaseMessage } from "./credential-messages.ts";
 import { type LeaseInvalidation, listInvalidationsAfter } from "./lease-invalidations.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import {
@@ -18,11 +20,11 @@ import {
   putWatcher,
   type Watcher,
 } from "./lease-watchers.ts";
+import { type RefreshedLease, type RefreshedLeaseOptions, refreshedLeases } from "./refreshed-leases.ts";
 import type { VaultDatabase } from "./schema.ts";
 
 /** What the handler needs. */
-export interface WatchLeasesOptions {
-  readonly db: VaultDatabase;
+export interface WatchLeasesOptions extends RefreshedLeaseOptions {
   readonly signals: LeaseSignals;
 }
 
@@ -31,10 +33,11 @@ const batchSize = 500;
 
 /** Serves one stream. */
 export async function* watchLeases(
-  { db, signals }: WatchLeasesOptions,
+  options: WatchLeasesOptions,
   requests: AsyncIterable<WatchLeasesRequest>,
   call: Call,
 ): AsyncGenerator<WatchLeasesResponse> {
+  const { db, signals } = options;
   if (signals.stopping.aborted) throw new StatusError("UNAVAILABLE", "STOPPING", "This vault process is stopping.");
   const incoming = requests[Symbol.asyncIterator]();
   const watcher = { proxyId: await readHello(incoming), watchId: newId("wat") };
@@ -47,18 +50,27 @@ export async function* watchLeases(
       fault = error;
     })
     .finally(() => leaving.abort());
-  while (!ended.aborted) {
-    yield { message: { $case: "heartbeat", value: { time: new Date() } } };
-    const dueMs = performance.now() + heartbeatMs;
-    for (let leftMs = heartbeatMs; leftMs > 0 && !ended.aborted; leftMs = dueMs - performance.now()) {
-      const seen = signals.count("lease_invalidations");
-      const rows = await listInvalidationsAfter(db, sent, batchSize);
-      for (const row of rows) {
-        sent = row.sequence;
-        yield { message: { $case: "invalidation", value: invalidationMessage(row) } };
+  const refreshed = refreshedLeases(options, watcher.proxyId);
+  try {
+    while (!ended.aborted) {
+      yield { message: { $case: "heartbeat", value: { time: new Date() } } };
+      const dueMs = performance.now() + heartbeatMs;
+      for (let leftMs = heartbeatMs; leftMs > 0 && !ended.aborted; leftMs = dueMs - performance.now()) {
+        const seen = signals.count("lease_invalidations");
+        const rows = await listInvalidationsAfter(db, sent, batchSize);
+        for (const row of rows) {
+          sent = row.sequence;
+          yield { message: { $case: "invalidation", value: invalidationMessage(row) } };
+        }
+        for (const refresh of refreshed.take()) {
+          yield { message: { $case: "invalidation", value: refreshMessage(refresh, sent) } };
+        }
+        const attention = AbortSignal.any([ended, refreshed.ready]);
+        if (rows.length < batchSize) await signals.next("lease_invalidations", seen, leftMs, attention);
       }
-      if (rows.length < batchSize) await signals.next("lease_invalidations", seen, leftMs, ended);
     }
+  } finally {
+    refreshed.stop();
   }
   if (fault !== undefined) throw fault;
 }
@@ -92,6 +104,11 @@ async function hear(
     if (message.value > acknowledged) await notifyAcknowledged(db);
     acknowledged = message.value;
   }
+}
+
+function refreshMessage({ projectId, accountId, lease }: RefreshedLease, sequence: bigint) {
+  const reason = LeaseInvalidationReason.REFRESHED;
+  return { sequence, projectId, accountId, reason, lease: lease && leaseMessage(lease) };
 }
 
 function invalidationMessage({ sequence, projectId, accountId, reason }: LeaseInvalidation) {

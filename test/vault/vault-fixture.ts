@@ -135,7 +135,8 @@ export async function vaultFixture(given?: TestDatabase) {
     const passPoint = () => undefined;
     const unguardedApps = more.unguardedApps ?? [];
     const spool = more.spoolDirectory && (await openSpool({ directory: more.spoolDirectory, secrets, log }));
-    const refreshing = { db: vaultDb, locks, secrets, catalog, providers, log, passPoint, unguardedApps };
+    const { refreshes } = signals;
+    const refreshing = { db: vaultDb, locks, secrets, catalog, providers, log, passPoint, unguardedApps, refreshes };
     const refresher = createRefresher({ ...refreshing, spool: spool || undefined });
     const vaultTls = await testTls("vault");
     const address = `127.0.0.1:${account.internalPort}`;

@@ -143,9 +143,13 @@ export interface WatchLeasesResponse {
     | undefined;
 }
 
-/** Ends the leases of one account. */
+/**
+ * Ends the leases of one account. After a refresh only proxies that hold a lease are told, if at all, and nobody waits for them:
+ * with the lease that takes the place of what they hold, for as long as that one lasts; without one where the access token of
+ * before works no more.
+ */
 export interface LeaseInvalidation {
-  /** Output only. Position in the stream, to be acknowledged. */
+  /** Output only. Position in the stream, to be acknowledged; after a refresh that of the invalidation before it. */
   sequence: bigint;
   /** Output only. The project. */
   projectId: string;
