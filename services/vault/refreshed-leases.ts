@@ -3,7 +3,7 @@
 // again: the right is the one that was given. Where another process gave the lease, or the new one cannot be made, the proxy is
 // told without it, and only where the old access token has died; else it goes on with that to the lease's end.
 import type { Catalog } from "#libs/catalog.ts";
-import { findCredential } from "./credentials.ts";
+import { findCredential, isUsable } from "./credentials.ts";
 import { type Lease, leaseOf } from "./lease.ts";
 import type { LeaseGrants } from "./lease-grants.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
@@ -77,6 +77,5 @@ export function refreshedLeases(options: RefreshedLeaseOptions, proxyId: string)
 
 async function renewedLease(options: RefreshedLeaseOptions, key: RefreshNotice): Promise<Lease | undefined> {
   const row = await findCredential(options.db, key);
-  const isUsable = row !== undefined && (row.state === "ACTIVE" || row.state === "UNKNOWN") && isValid(row);
-  return isUsable ? leaseOf(options, row, true) : undefined;
+  return row !== undefined && isUsable(row) && isValid(row) ? leaseOf(options, row, true) : undefined;
 }

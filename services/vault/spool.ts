@@ -16,6 +16,11 @@ export interface Spool {
   drain(take: (value: unknown) => Promise<void>): Promise<void>;
 }
 
+interface SpoolKey {
+  readonly owner: SecretOwner;
+  readonly ready: ReadyKey;
+}
+
 const suffix = ".sealed";
 // What was not written to its end: nobody was told that it is safe.
 const part = ".part";
@@ -25,32 +30,31 @@ export async function openSpool({
   directory,
   secrets,
   log,
+  keyLifeMs = 300_000,
 }: {
   readonly directory: string;
   readonly secrets: Secrets;
   readonly log: Logger;
+  readonly keyLifeMs?: number;
 }): Promise<Spool> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
-  let key: Promise<{ owner: SecretOwner; ready: ReadyKey }> | undefined;
+  let current: SpoolKey | undefined;
 
-  /** One data key for each life of the process, so that a slow disk or database does not cost a call to a key service too. */
-  function currentKey() {
-    if (key !== undefined) return key;
+  async function makeKey(): Promise<SpoolKey> {
     const owner = ownerOf(newId("int"));
-    const made = secrets.prepare(owner).then((ready) => ({ owner, ready }));
-    made.catch(() => {
-      if (key === made) key = undefined;
-    });
-    key = made;
-    return made;
+    current = { owner, ready: await secrets.prepare(owner) };
+    return current;
   }
 
-  // Made ahead, so that no key service has to answer in the moment of need.
-  currentKey().catch(() => undefined);
+  // Made ahead, so that no key service has to answer in the moment of need; and now and then anew, so that after a rotation
+  // nothing is sealed for long under a key that the operator is about to remove. One that cannot be made leaves the old.
+  const renew = () => makeKey().catch(() => undefined);
+  renew();
+  setInterval(renew, keyLifeMs).unref();
 
   return {
     async append(name, value) {
-      const { owner, ready } = await currentKey();
+      const { owner, ready } = current ?? (await makeKey());
       const { blob, wrappedDataKey, ...columns } = sealWith(ready, owner, 0n, value);
       const text = { ...columns, id: owner.id, ...base64({ blob, wrappedDataKey }) };
       const path = join(directory, name);

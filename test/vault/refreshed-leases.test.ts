@@ -78,19 +78,22 @@ test("a lease that another vault gave is used to its end, unless the old access 
   expect(toldOf(here, dead)).toMatchObject([{ reason: REFRESHED, lease: undefined }]);
 });
 
-test("no lease of a destroyed account is made, though a notice of its refresh comes late", async () => {
-  const accountId = await vault.connectAccount();
-  await leaseTo("prx_here", accountId);
-  await vault.destroy(accountId);
+test("no lease is made of a credential that is destroyed or needs its user, though a notice of its refresh comes late", async () => {
+  const [destroyed, refused] = [await vault.connectAccount(), await vault.connectAccount()];
+  for (const accountId of [destroyed, refused]) await leaseTo("prx_here", accountId);
+  await vault.destroy(destroyed);
+  const needsUser = { state: "NEEDS_REAUTH", stateReason: "INVALID_GRANT", nextRefreshTime: null } as const;
+  await vault.db.updateTable("credentials").set(needsUser).where("accountId", "=", refused).execute();
   const admin = await openConnection({ ...vault.database.superuser, applicationName: "t", statementTimeoutMs: 5_000 });
-  const notice = JSON.stringify([["proj_1", accountId, true]]);
-  await admin.query("select pg_notify('lease_refreshes', $1)", [notice]);
+  const notices = [destroyed, refused].map((accountId) => ["proj_1", accountId, true]);
+  await admin.query("select pg_notify('lease_refreshes', $1)", [JSON.stringify(notices)]);
   await admin.end();
-  await until(() => toldOf(here, accountId).length === 2);
-  expect(toldOf(here, accountId)).toMatchObject([
+  await until(() => toldOf(here, destroyed).length === 2 && toldOf(here, refused).length === 1);
+  expect(toldOf(here, destroyed)).toMatchObject([
     { reason: REVOKED, lease: undefined },
     { reason: REFRESHED, lease: undefined },
   ]);
+  expect(toldOf(here, refused)).toMatchObject([{ reason: REFRESHED, lease: undefined }]);
 });
 
 test("a notification holds ids and nothing else, and what is malformed in one hurts nobody", async () => {

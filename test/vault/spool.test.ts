@@ -7,7 +7,8 @@ import { expect, test } from "vitest";
 import { createLogger } from "#libs/log.ts";
 import { crashAt } from "../../services/vault/crash-points.ts";
 import { dataKeys } from "../../services/vault/data-keys.ts";
-import { fileKeyring } from "../../services/vault/keyring.ts";
+import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
+import { runKeyringCommand } from "../../services/vault/keyring-command.ts";
 import { drainSpool, type StoreOptions } from "../../services/vault/refresh-store.ts";
 import { secretsOver } from "../../services/vault/secrets.ts";
 import { openSpool } from "../../services/vault/spool.ts";
@@ -127,6 +128,35 @@ test("an entry that does not open is kept and told of, one that was not written 
   appendFileSync(join(directory, "b.part"), "{");
   await drainSpool(await nextLife(directory));
   expect(readdirSync(directory)).toEqual(["a.sealed"]);
+});
+
+test("what is spooled after a rotation is sealed under the new key, also while the key service is away", async () => {
+  const directory = mkdtempSync(join(vault.directory, "rotated-"));
+  const path = join(directory, "keyring.json");
+  await createKeyringFile({ path, now: Date.now });
+  const keyring = fileKeyring({ path });
+  let isAway = false;
+  const wrap: typeof keyring.wrap = async (...parameters) => {
+    if (isAway) throw new Error("the key service is away");
+    return keyring.wrap(...parameters);
+  };
+  const secrets = secretsOver(dataKeys({ provider: { ...keyring, wrap }, now: () => 0 }));
+  const spool = await openSpool({ directory, secrets, log: createLogger("vault", "silent"), keyLifeMs: 20 });
+  const kekOf = async () => {
+    await spool.append("entry", {});
+    return JSON.parse(readFileSync(join(directory, "entry.sealed"), "utf8")).kekId;
+  };
+  const { active: old } = await keyring.keyIds();
+  expect(await kekOf()).toBe(old);
+  const listed = await runKeyringCommand(["add", path], Date.now);
+  const added = listed.trim().split("\n").at(-1)?.split(" ")[0] ?? "";
+  await runKeyringCommand(["activate", path, added], Date.now);
+  // As the vault does every few seconds.
+  expect(await keyring.keyIds()).toMatchObject({ active: added });
+  await until(async () => (await kekOf()) === added);
+  isAway = true;
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  expect(await kekOf()).toBe(added);
 });
 
 test("a crash point is refused outside development, and when it is none", () => {
