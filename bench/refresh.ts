@@ -13,6 +13,7 @@ import { createClient } from "#libs/rpc-client.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { serviceTls } from "../dev/bootstrap.ts";
 import { startChild } from "../dev/child.ts";
 import { freePorts } from "../dev/ports.ts";
@@ -114,7 +115,7 @@ async function measure({ connection, state, settings, postgres }: Stack) {
   async function watch([vault]: readonly Vault[]): Promise<void> {
     if (vault === undefined) throw new Error("no vault was started");
     const { promise, resolve } = Promise.withResolvers<void>();
-    const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
+    const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
     const onChange = (watching: boolean) => watching && resolve();
     const watching = watchLeases({ vault, proxyId, holds, log: createLogger("bench", "silent"), onChange });
     ends.push(() => watching.stop());

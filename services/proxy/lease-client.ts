@@ -14,7 +14,7 @@ export interface LeasingCollaborators {
   readonly account: Pick<Client<typeof AccountServiceDefinition>, "getAccount">;
   readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "leaseInjection">;
   readonly leases: {
-    readonly holds: Pick<LeaseHolds, "take">;
+    readonly holds: Pick<LeaseHolds<InjectionLease>, "take">;
     /** By which the vault knows this process. */
     readonly proxyId: string;
   };
@@ -26,7 +26,7 @@ export type LeaseTarget = Pick<LeaseInjectionRequest, "projectId" | "environment
 /** A lease and the right to use it. */
 export interface Leased {
   readonly lease: InjectionLease;
-  readonly hold: LeaseHold;
+  readonly hold: LeaseHold<InjectionLease>;
 }
 
 /** Nothing was sent, and another lease may do. */
@@ -71,7 +71,7 @@ export async function withLease<Answer>(
 }
 
 /** A lease as it is now; a request that was made with its material is not sent once other material has taken its place. */
-function leasedNow(given: InjectionLease, hold: LeaseHold): Leased {
+function leasedNow(given: InjectionLease, hold: LeaseHold<InjectionLease>): Leased {
   const lease = hold.newest(given);
   return {
     lease,

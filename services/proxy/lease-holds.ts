@@ -12,7 +12,6 @@
 // with it is its `newest`.
 import { setTimeout as sleep } from "node:timers/promises";
 import { StatusError } from "#libs/errors.ts";
-import { type InjectionLease, LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 
 /** An account that leases are for. */
 export interface LeaseAccount {
@@ -20,8 +19,23 @@ export interface LeaseAccount {
   readonly accountId: string;
 }
 
+/** A lease as holds know it: of which generation of the credential, and how long it lasts. */
+export interface Leasable {
+  readonly generation: bigint;
+  readonly leaseDurationMs: number;
+}
+
+/** What the vault says of an account's leases. */
+export type LeaseNews<Lease extends Leasable> =
+  /** The account is revoked: what is in flight is broken off. */
+  | { readonly kind: "revoked" }
+  /** Nothing may be started with them any more. */
+  | { readonly kind: "over" }
+  /** The credential was refreshed, and this takes their place: nothing is broken off. */
+  | { readonly kind: "renewed"; readonly lease: Lease };
+
 /** The right to use one lease, from before it is asked for. */
-export interface LeaseHold {
+export interface LeaseHold<Lease extends Leasable = Leasable> {
   /** Fires when the account is revoked, with the error for the caller: what is in flight has to be broken off. */
   readonly signal: AbortSignal;
   /** Tells how long the lease lasts. Until then it cannot be used. */
@@ -29,23 +43,20 @@ export interface LeaseHold {
   /** Why nothing may be sent with it now; undefined when something may. */
   fault(): StatusError | undefined;
   /** The lease that was given for this hold, or what has taken its place: the same object while nothing has. */
-  newest(lease: InjectionLease): InjectionLease;
+  newest(lease: Lease): Lease;
   end(): void;
 }
 
 /** The holds of this process. */
-export interface LeaseHolds {
+export interface LeaseHolds<Lease extends Leasable = Leasable> {
   /** Takes a hold; waits a little for the watch to begin. UNAVAILABLE `VAULT_UNREACHABLE` when it does not. */
-  take(account: LeaseAccount, deadlineMs: number): Promise<LeaseHold>;
+  take(account: LeaseAccount, deadlineMs: number): Promise<LeaseHold<Lease>>;
   /** The vault was heard: the first time on a stream, the watch begins. */
   heard(): void;
   /** The stream is gone: all holds are void. */
   lost(): void;
-  /**
-   * What the vault says of the account's leases. They are over: all its holds are void, and what is in flight is broken off when
-   * it was revoked. Refreshed, with another lease in their place: the holds go on with that one, and nothing is broken off.
-   */
-  invalidate(account: LeaseAccount, reason: LeaseInvalidationReason, lease?: InjectionLease): void;
+  /** The account's leases are not to be used any more: all its holds are void, or go on with another lease. */
+  invalidate(account: LeaseAccount, news: LeaseNews<Lease>): void;
 }
 
 /** The clocks: milliseconds that only go forward, and milliseconds since 1970. */
@@ -61,16 +72,16 @@ export const silenceMs = 3_000;
 const watchWaitMs = 3_000;
 const watchPollMs = 25;
 
-interface Held {
+interface Held<Lease> {
   voidedBy: StatusError | undefined;
-  renewal: { readonly lease: InjectionLease; readonly untilMs: number } | undefined;
+  renewal: { readonly lease: Lease; readonly untilMs: number } | undefined;
   readonly ageMs: () => number;
   readonly abort: AbortController;
 }
 
 /** Makes the holds of a process; none can be taken before the vault is heard. */
-export function leaseHolds(clocks: Clocks): LeaseHolds {
-  const held = new Map<string, Set<Held>>();
+export function leaseHolds<Lease extends Leasable>(clocks: Clocks): LeaseHolds<Lease> {
+  const held = new Map<string, Set<Held<Lease>>>();
   let lastHeard: (() => number) | undefined;
 
   /** How long ago something was. */
@@ -85,10 +96,10 @@ export function leaseHolds(clocks: Clocks): LeaseHolds {
     for (const holds of held.values()) for (const hold of holds) hold.voidedBy ??= unreachable();
   }
 
-  function add(account: LeaseAccount): LeaseHold {
+  function add(account: LeaseAccount): LeaseHold<Lease> {
     const key = JSON.stringify([account.projectId, account.accountId]);
     const ageMs = stopwatch();
-    const own: Held = { voidedBy: undefined, renewal: undefined, ageMs, abort: new AbortController() };
+    const own: Held<Lease> = { voidedBy: undefined, renewal: undefined, ageMs, abort: new AbortController() };
     const ofAccount = held.get(key) ?? new Set();
     held.set(key, ofAccount.add(own));
     let durationMs = 0;
@@ -129,19 +140,17 @@ export function leaseHolds(clocks: Clocks): LeaseHolds {
       lastHeard = undefined;
       voidAll();
     },
-    invalidate({ projectId, accountId }, reason, lease) {
-      const isRevoked = reason === LeaseInvalidationReason.REVOKED;
-      const renewing = reason === LeaseInvalidationReason.REFRESHED ? lease : undefined;
+    invalidate({ projectId, accountId }, news) {
       for (const hold of held.get(JSON.stringify([projectId, accountId])) ?? []) {
-        if (renewing !== undefined) renew(hold, renewing);
-        else hold.voidedBy = isRevoked ? accountRevoked() : leaseOver();
-        if (isRevoked) hold.abort.abort(hold.voidedBy);
+        if (news.kind === "renewed") renew(hold, news.lease);
+        else hold.voidedBy = news.kind === "revoked" ? accountRevoked() : leaseOver();
+        if (news.kind === "revoked") hold.abort.abort(hold.voidedBy);
       }
     },
   };
 }
 
-function renew(hold: Held, lease: InjectionLease): void {
+function renew<Lease extends Leasable>(hold: Held<Lease>, lease: Lease): void {
   if (hold.renewal !== undefined && hold.renewal.lease.generation >= lease.generation) return;
   hold.renewal = { lease, untilMs: hold.ageMs() + lease.leaseDurationMs };
 }

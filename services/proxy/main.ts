@@ -11,6 +11,7 @@ import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#li
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "./authenticate.ts";
 import { leaseHolds } from "./lease-holds.ts";
 import { limitRules, limitSettings } from "./limit-settings.ts";
@@ -46,7 +47,7 @@ const limitStore = await openLimitStore({
   log,
 });
 const proxyId = newId("prx");
-const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
+const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
 
 const server = await startServer({
   definition: ProxyServiceDefinition,

@@ -5,14 +5,19 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
-import type { WatchLeasesRequest } from "#proto/deputy/vault/v1/leases.ts";
-import { type LeaseHolds, silenceMs } from "./lease-holds.ts";
+import {
+  type InjectionLease,
+  type LeaseInvalidation,
+  LeaseInvalidationReason,
+  type WatchLeasesRequest,
+} from "#proto/deputy/vault/v1/leases.ts";
+import { type LeaseHolds, type LeaseNews, silenceMs } from "./lease-holds.ts";
 
 /** What a watch is made of. */
 export interface WatchOptions {
   readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "watchLeases">;
   readonly proxyId: string;
-  readonly holds: LeaseHolds;
+  readonly holds: LeaseHolds<InjectionLease>;
   readonly log: Logger;
   /** Told when the watch begins and when it is lost. */
   readonly onChange: (watching: boolean) => void;
@@ -58,8 +63,8 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
         say = tell;
         let acknowledged = 0n;
         if (message?.$case === "invalidation") {
-          const { projectId, accountId, reason, sequence, lease } = message.value;
-          holds.invalidate({ projectId, accountId }, reason, lease);
+          const { projectId, accountId, sequence } = message.value;
+          holds.invalidate({ projectId, accountId }, newsOf(message.value));
           acknowledged = sequence;
         }
         // The vault keeps the highest; a heartbeat is answered so that it knows of this process.
@@ -105,4 +110,11 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
       await Promise.race([watching, sleep(goodbyeMs)]);
     },
   };
+}
+
+/** A refresh without a lease in the place of the old one says that the access token of before works no more. */
+function newsOf({ reason, lease }: LeaseInvalidation): LeaseNews<InjectionLease> {
+  if (reason === LeaseInvalidationReason.REVOKED) return { kind: "revoked" };
+  if (reason === LeaseInvalidationReason.REFRESHED && lease !== undefined) return { kind: "renewed", lease };
+  return { kind: "over" };
 }

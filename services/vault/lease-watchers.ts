@@ -12,6 +12,8 @@
 //   5  A new stream takes the place of the proxy's old one and begins behind every invalidation there is. That is sound because
 //      the proxy uses nothing that it asked for before the vault's first message on the new stream.
 //
+// What a refresh sends to a proxy takes the place of a lease that the proxy has asked for, and ends with it: 2 stays true.
+//
 // A proxy that has died, or that is stopped, is waited for by those who destroy within the lease time after it, and by nobody
 // later. A vault that dies loses nothing: its proxies go to another, or age out. What a clock cannot see remains: a proxy that is
 // stopped between its last look at the clock and the system call that follows sends one request when it goes on.

@@ -1,6 +1,5 @@
 // The arithmetic of a hold, by clocks in the test's hand.
 import { beforeEach, expect, test } from "vitest";
-import { InjectionLease, LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 import { leaseHolds } from "../../services/proxy/lease-holds.ts";
 
 const account = { projectId: "proj_1", accountId: "apn_1" };
@@ -63,15 +62,14 @@ test("voids the holds of the account that is meant, not of the same id in anothe
   const own = await holds.take(account, Infinity);
   const other = await holds.take({ ...account, projectId: "proj_2" }, Infinity);
   for (const hold of [own, other]) hold.grant(1_000);
-  holds.invalidate(account, LeaseInvalidationReason.REVOKED);
+  holds.invalidate(account, { kind: "revoked" });
   expect(own.fault()).toMatchObject({ reason: "ACCOUNT_REVOKED" });
   expect(own.signal.aborted).toBe(true);
   expect(other.fault()).toBeUndefined();
   expect(other.signal.aborted).toBe(false);
 });
 
-const leaseOf = (generation: bigint, leaseDurationMs = 10_000) =>
-  InjectionLease.fromPartial({ generation, leaseDurationMs });
+const leaseOf = (generation: bigint, leaseDurationMs = 10_000) => ({ generation, leaseDurationMs });
 
 test("goes on with the material of a refresh, for as long as the old lease lasts and no longer", async () => {
   const holds = watchedHolds();
@@ -83,7 +81,7 @@ test("goes on with the material of a refresh, for as long as the old lease lasts
     pass(1_000);
     holds.heard();
   }
-  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, renewed);
+  holds.invalidate(account, { kind: "renewed", lease: renewed });
   expect(hold.signal.aborted).toBe(false);
   expect(hold.fault()).toBeUndefined();
   expect(hold.newest(old)).toBe(renewed);
@@ -98,12 +96,12 @@ test("takes no older material for newer, in whatever order it comes, and ends wi
   const [first, second, third] = [leaseOf(1n), leaseOf(2n), leaseOf(3n, 500)];
   const hold = await holds.take(account, Infinity);
   // On its way, while a refresh is told of: what comes is older.
-  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, second);
+  holds.invalidate(account, { kind: "renewed", lease: second });
   hold.grant(10_000);
   expect(hold.newest(first)).toBe(second);
   expect(hold.newest(third)).toBe(third);
-  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, third);
-  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, second);
+  holds.invalidate(account, { kind: "renewed", lease: third });
+  holds.invalidate(account, { kind: "renewed", lease: second });
   expect(hold.newest(first)).toBe(third);
   pass(500);
   expect(hold.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
@@ -116,18 +114,18 @@ test("brings no hold back that is void, and grants none that was not granted", a
     await holds.take({ ...account, accountId: "apn_2" }, Infinity),
   ];
   revoked.grant(10_000);
-  holds.invalidate(account, LeaseInvalidationReason.REVOKED);
-  holds.invalidate(account, LeaseInvalidationReason.REFRESHED, leaseOf(2n));
+  holds.invalidate(account, { kind: "revoked" });
+  holds.invalidate(account, { kind: "renewed", lease: leaseOf(2n) });
   expect(revoked.fault()).toMatchObject({ reason: "ACCOUNT_REVOKED" });
-  holds.invalidate({ ...account, accountId: "apn_2" }, LeaseInvalidationReason.REFRESHED, leaseOf(2n));
+  holds.invalidate({ ...account, accountId: "apn_2" }, { kind: "renewed", lease: leaseOf(2n) });
   expect(waiting.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
 });
 
-test("ends a lease that was refreshed with nothing in its place, without breaking off what is in flight", async () => {
+test("ends a lease that is over without breaking off what is in flight", async () => {
   const holds = watchedHolds();
   const hold = await holds.take(account, Infinity);
   hold.grant(10_000);
-  holds.invalidate(account, LeaseInvalidationReason.REFRESHED);
+  holds.invalidate(account, { kind: "over" });
   expect(hold.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
   expect(hold.signal.aborted).toBe(false);
 });

@@ -44,7 +44,7 @@ export interface ProxyFixture {
   readonly exchanges: string[];
   /** The vault's side of WatchLeases. */
   readonly watch: StandInWatch;
-  readonly holds: LeaseHolds;
+  readonly holds: LeaseHolds<InjectionLease>;
   /** What the proxy has said of itself through its health check. */
   readonly serving: boolean[];
   /** Changes what the neighbours answer; `reset` undoes it. */
@@ -142,7 +142,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   });
 
   const tls = await testTls("proxy");
-  const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
+  const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
   const serving: boolean[] = [];
   const accountClient = createClient(AccountServiceDefinition, {
     address: `127.0.0.1:${account.internalPort}`,
