@@ -1,6 +1,6 @@
 // The loop's statements: claim what is due, and note what cannot be worked on. A claim pushes the row's time forward in the
 // statement that finds it, so that a process that dies with it gives it back by doing nothing.
-import { sql } from "kysely";
+import { type RawBuilder, sql } from "kysely";
 import type { CredentialKey } from "./credentials.ts";
 import type { VaultDatabase } from "./schema.ts";
 
@@ -26,16 +26,23 @@ const intentSeconds = 30;
  * so that a hundred thousand rows of a provider that hangs are not even looked at.
  */
 export async function claimDue(db: VaultDatabase, rooms: readonly AppRoom[], limit: number): Promise<readonly Claim[]> {
+  return (await claimStatement(rooms, limit).execute(db)).rows;
+}
+
+/** The statement of `claimDue`, to look at its plan. */
+export function claimStatement(rooms: readonly AppRoom[], limit: number): RawBuilder<Claim> {
   const slugs = rooms.map(({ appSlug }) => appSlug);
   const counts = rooms.map(({ room }) => room);
-  // The states stand in the text, not in parameters: else Postgres could not tell that the partial index serves.
-  const { rows } = await sql<Claim>`
+  // The states stand in the text, not in parameters: else Postgres could not tell that the partial index serves. And now(),
+  // not clock_timestamp(), which may change while rows are read and so can be no bound of an index: every poll would read
+  // through all that is not due.
+  return sql<Claim>`
     with due as materialized (
       select found.project_id, found.account_id
       from unnest(${slugs}::text[], ${counts}::int[]) as app (slug, room)
       cross join lateral (
         select project_id, account_id from credentials
-        where app_slug = app.slug and state in ('ACTIVE', 'UNKNOWN') and next_refresh_time <= clock_timestamp()
+        where app_slug = app.slug and state in ('ACTIVE', 'UNKNOWN') and next_refresh_time <= now()
           and (intent_time is null or intent_time < clock_timestamp() - make_interval(secs => ${intentSeconds}))
         order by next_refresh_time
         limit app.room
@@ -47,8 +54,7 @@ export async function claimDue(db: VaultDatabase, rooms: readonly AppRoom[], lim
     set next_refresh_time = clock_timestamp() + make_interval(secs => ${claimSeconds})
     from due
     where c.project_id = due.project_id and c.account_id = due.account_id
-    returning c.project_id, c.account_id, c.app_slug, c.generation`.execute(db);
-  return rows;
+    returning c.project_id, c.account_id, c.app_slug, c.generation`;
 }
 
 /** How often a row may fail by itself before it is left alone. */
