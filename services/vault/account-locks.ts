@@ -2,6 +2,7 @@
 // that dies loses its connection and with it its locks, at once and without a clean-up. A lock keeps two processes from
 // trying at the same time; it decides nothing about what is stored (see refresh.ts).
 import { type Connection, type DatabaseOptions, openConnection } from "#libs/database.ts";
+import { StatusError } from "#libs/errors.ts";
 import type { CredentialKey } from "./credentials.ts";
 
 /** Locks of this process. */
@@ -55,7 +56,7 @@ export function accountLocks(database: DatabaseOptions): AccountLocks {
         const held = connection();
         return { held, rows: await query(held, lockStatement, parameters) };
       };
-      const { held, rows } = await lock().catch(lock);
+      const { held, rows } = await lock().catch(lock).catch(throwUnavailable);
       if (rows[0]?.locked !== true) return undefined;
       // When the connection is gone the lock is too.
       return async () => void (await query(held, unlockStatement, parameters).catch(() => undefined));
@@ -64,4 +65,11 @@ export function accountLocks(database: DatabaseOptions): AccountLocks {
       await (await current?.catch(() => undefined))?.end();
     },
   };
+}
+
+/** A connection that fails twice says nothing of the account. */
+function throwUnavailable(cause: unknown): never {
+  throw new StatusError("UNAVAILABLE", "DATABASE_UNAVAILABLE", "The database cannot be reached: call again.", {
+    cause,
+  });
 }

@@ -105,7 +105,9 @@ const account = createClient(AccountServiceDefinition, {
   tls,
   service: "account",
 });
-const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: 5_000 });
+// A file costs nothing; a key service counts its calls.
+const lookMs = config.DEPUTY_KEK_PROVIDER === "file" ? 5_000 : 30_000;
+const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: lookMs });
 const importFormats = await readImportFormats(config.DEPUTY_IMPORT_KEY_FILE, config.DEPUTY_IMPORT_MAPPING_FILE);
 const rotation = startRotation({ db, provider: keks.provider, log, intervalMs: 5_000 });
 if (sealState.isOpen()) await drainSpool(refreshing);
