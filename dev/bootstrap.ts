@@ -26,12 +26,12 @@ export interface ConnectionFile {
 type Credentials = Pick<ConnectionFile, "project_id" | "client_id" | "client_secret">;
 
 /** The operator's identity in the local stack. */
-export function operatorTls(state: State): TlsIdentity {
+export function operatorTls(state: State) {
   return serviceTls(state, "operator");
 }
 
 /** The identity of a service in the local stack. */
-export function serviceTls({ certificates }: State, service: string): TlsIdentity {
+export function serviceTls({ certificates }: State, service: string): TlsIdentity & { readonly key: string } {
   const { certificateFile, keyFile } = certificates.services[service] ?? { certificateFile: "", keyFile: "" };
   const read = (file: string) => readFileSync(file, "utf8");
   return { ca: read(certificates.caFile), certificate: read(certificateFile), key: read(keyFile), trustDomain };

@@ -133,7 +133,7 @@ if (import.meta.main) {
     DEPUTY_SANDBOX_TLS_KEY_FILE: { kind: "secret", default: "", help: "Private key, PEM; with a certificate: https." },
     DEPUTY_SANDBOX_TLS_CERTIFICATE_FILE: { kind: "file", default: "", help: "Certificate, PEM." },
   });
-  const key = config.DEPUTY_SANDBOX_TLS_KEY_FILE;
+  const key = config.DEPUTY_SANDBOX_TLS_KEY_FILE.reveal();
   const cert = config.DEPUTY_SANDBOX_TLS_CERTIFICATE_FILE;
   if ((key === "") !== (cert === "")) {
     throw new Error("DEPUTY_SANDBOX_TLS_KEY_FILE and DEPUTY_SANDBOX_TLS_CERTIFICATE_FILE go together");
@@ -142,7 +142,7 @@ if (import.meta.main) {
     port: config.DEPUTY_SANDBOX_PORT,
     hostname: config.DEPUTY_SANDBOX_HOSTNAME,
     clientId: config.DEPUTY_SANDBOX_CLIENT_ID,
-    clientSecret: config.DEPUTY_SANDBOX_CLIENT_SECRET_FILE,
+    clientSecret: config.DEPUTY_SANDBOX_CLIENT_SECRET_FILE.reveal(),
     redirectUris: config.DEPUTY_SANDBOX_REDIRECT_URIS,
     accessTokenSeconds: config.DEPUTY_SANDBOX_ACCESS_TOKEN_SECONDS,
     storeFile: join(config.DEPUTY_SANDBOX_STATE_DIRECTORY, "sandbox-provider.json"),

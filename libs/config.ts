@@ -1,6 +1,8 @@
 // The only door to the process's environment. A service lists its settings in one table on top of its main.ts; they are
-// read once, every fault is reported at once, and `--help` prints the table. A secret is the path of a file, never a value.
+// read once, every fault is reported at once, and `--help` prints the table. A secret is the path of a file, never a value;
+// its content is revealed where it is used, so that a config can be printed.
 import { readFileSync } from "node:fs";
+import { Secret } from "./secret.ts";
 
 /** How one setting is read. Durations are written `500ms`, `30s`, `5m`, `2h`, `7d` and become milliseconds. */
 interface Setting<Kind extends keyof Readers> {
@@ -22,8 +24,8 @@ interface Readers {
   url: string;
   /** A path whose content is read at start: certificates. */
   file: string;
-  /** A path whose content is a secret: read at start, without its last line end. */
-  secret: string;
+  /** A path whose content is a secret: read at start, without its last line end. One that is not given is empty. */
+  secret: Secret;
   /** A path that is only passed on. */
   path: string;
 }
@@ -63,13 +65,13 @@ const readers: { readonly [Kind in keyof Readers]: (text: string) => Readers[Kin
     return text;
   },
   file: (text) => readFileSync(text, "utf8"),
-  secret: (text) => readFileSync(text, "utf8").replace(/\r?\n$/, ""),
+  secret: (text) => new Secret(readFileSync(text, "utf8").replace(/\r?\n$/, "")),
 };
 
 function readSetting(name: string, setting: Settings[string], environment: NodeJS.ProcessEnv): unknown {
   const text = environment[name] ?? setting.default;
   if (text === undefined) throw new Error("is required");
-  if (text === "" && setting.default === "") return setting.kind === "list" ? [] : "";
+  if (text === "" && setting.default === "") return notGiven(setting.kind);
   if (text === "") throw new Error("is empty");
   try {
     return readers[setting.kind](text);
@@ -79,6 +81,10 @@ function readSetting(name: string, setting: Settings[string], environment: NodeJ
     }
     throw error;
   }
+}
+
+function notGiven(kind: keyof Readers): unknown {
+  return kind === "list" ? [] : kind === "secret" ? new Secret("") : "";
 }
 
 /** Prints the table of settings for `--help`. */

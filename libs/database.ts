@@ -5,13 +5,14 @@ import { createHash } from "node:crypto";
 import { CamelCasePlugin, Kysely, PostgresDialect, type PostgresPoolClient } from "kysely";
 import pg from "pg";
 import { StatusError } from "./errors.ts";
+import { reveal, type Secret } from "./secret.ts";
 
 /** Where a database is and how it is used. */
 export interface DatabaseOptions {
   /** `postgres://user@host:5432/database?sslmode=verify-full`, or `postgres://user@localhost/database?host=/socket/directory`. */
   readonly url: string;
-  /** Kept apart from the URL, so that the URL can be printed. */
-  readonly password?: string;
+  /** Kept apart from the URL, so that the URL can be printed. What lives as long as its process is a Secret. */
+  readonly password?: string | Secret;
   /** Shown in pg_stat_activity. */
   readonly applicationName: string;
   /** A statement, a wait for a lock, or a pause inside a transaction that takes longer is ended by Postgres. 0: no limit. */
@@ -174,13 +175,13 @@ function connectionConfig({ url, password, applicationName, statementTimeoutMs }
 }
 
 // pg prefers an empty password of the URL to the one beside it, so it has to go into the URL.
-function withPassword(url: string, password: string): string {
+function withPassword(url: string, password: string | Secret): string {
   const parsed = URL.parse(url.replace("@/", "@localhost/"));
   // The text is not repeated: somebody may have put a password into it.
   if (parsed?.protocol !== "postgres:" && parsed?.protocol !== "postgresql:") {
     throw new Error("url: is not a database URL like postgres://user@host:5432/database");
   }
-  parsed.password = encodeURIComponent(password);
+  parsed.password = encodeURIComponent(reveal(password));
   return parsed.href;
 }
 

@@ -13,6 +13,7 @@ import {
   serviceOfCertificate,
   type TlsIdentity,
 } from "./rpc.ts";
+import { reveal } from "./secret.ts";
 import { decodeStatus, detailsTrailer } from "./status-details.ts";
 
 // grpc-js has no option for it. undici, which must still speak TLS 1.2 to the world, is told so where it dials.
@@ -46,7 +47,7 @@ export function createClient<D extends ServiceDefinition>(
   const { tls: identity } = options;
   const credentials = grpc.credentials.createSsl(
     Buffer.from(identity.ca),
-    identity.key === undefined ? null : Buffer.from(identity.key),
+    identity.key === undefined ? null : Buffer.from(reveal(identity.key)),
     identity.certificate === undefined ? null : Buffer.from(identity.certificate),
     {
       checkServerIdentity: (_host, certificate) =>

@@ -22,6 +22,7 @@ import {
   serviceOfCertificate,
   type TlsIdentity,
 } from "./rpc.ts";
+import { reveal } from "./secret.ts";
 import { detailsTrailer, encodeDetails } from "./status-details.ts";
 import { fileDescriptors, validationOf } from "./validation.ts";
 
@@ -102,7 +103,7 @@ export async function startServer<D extends ServiceDefinition>(options: ServerOp
     const contract = { contract: { fileDescriptorProtos: fileDescriptors } } as never;
     new ReflectionService(contract, { services: [definition.fullName] }).addToServer(server);
   }
-  const pair = [{ private_key: Buffer.from(identity.key), cert_chain: Buffer.from(identity.certificate) }];
+  const pair = [{ private_key: Buffer.from(reveal(identity.key)), cert_chain: Buffer.from(identity.certificate) }];
   const ca = Buffer.from(identity.ca);
   const internalPort = await bind(server, options.internalAddress, grpc.ServerCredentials.createSsl(ca, pair, true));
   const publicPort =

@@ -3,6 +3,7 @@
 // grpc-js. A `Call` is at once what a handler is told and what it hands to its own clients, so that request id, deadline,
 // cancellation and the caller's token go along by passing it on.
 import type { Caller } from "./callers.ts";
+import type { Secret } from "./secret.ts";
 
 /** A message type as ts-proto generates it. */
 export interface MessageType {
@@ -71,7 +72,7 @@ export type Client<D extends ServiceDefinition> = {
 export interface TlsIdentity {
   readonly ca: string;
   readonly certificate: string;
-  readonly key: string;
+  readonly key: string | Secret;
   /** Peers are named `spiffe://<trust domain>/<service>` in their certificates. */
   readonly trustDomain: string;
 }

@@ -35,6 +35,11 @@ export class Secret {
   }
 }
 
+/** The value of what may be a secret, at the place where it is used. */
+export function reveal(value: string | Secret): string {
+  return typeof value === "string" ? value : value.reveal();
+}
+
 /** Compares in constant time. Digests are compared because they have one length, so not even the length shows. */
 export function secretsEqual(a: Secret, b: Secret): boolean {
   return timingSafeEqual(sha256(a.reveal()), sha256(b.reveal()));

@@ -124,13 +124,16 @@ if (import.meta.main) {
   try {
     await provisionDatabases({
       url: config.DEPUTY_DATABASE_ADMIN_URL,
-      password: config.DEPUTY_DATABASE_ADMIN_PASSWORD_FILE,
+      password: config.DEPUTY_DATABASE_ADMIN_PASSWORD_FILE.reveal(),
       roles: {
         account: {
-          owner: config.DEPUTY_ACCOUNT_OWNER_PASSWORD_FILE,
-          runtime: config.DEPUTY_ACCOUNT_DATABASE_PASSWORD_FILE,
+          owner: config.DEPUTY_ACCOUNT_OWNER_PASSWORD_FILE.reveal(),
+          runtime: config.DEPUTY_ACCOUNT_DATABASE_PASSWORD_FILE.reveal(),
         },
-        vault: { owner: config.DEPUTY_VAULT_OWNER_PASSWORD_FILE, runtime: config.DEPUTY_VAULT_DATABASE_PASSWORD_FILE },
+        vault: {
+          owner: config.DEPUTY_VAULT_OWNER_PASSWORD_FILE.reveal(),
+          runtime: config.DEPUTY_VAULT_DATABASE_PASSWORD_FILE.reveal(),
+        },
       },
     });
     console.log("deputy_account and deputy_vault are ready, each with its owner and its runtime role.");

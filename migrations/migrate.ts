@@ -8,6 +8,7 @@ import type { Kysely } from "kysely";
 import { type Migration, Migrator } from "kysely/migration";
 import { readConfig } from "#libs/config.ts";
 import { type Connection, openConnection, openDatabase, openPool } from "#libs/database.ts";
+import { reveal } from "#libs/secret.ts";
 import { type DatabaseName, databaseRoles } from "./databases.ts";
 
 /** What `migrate` needs. */
@@ -120,8 +121,8 @@ if (import.meta.main) {
   try {
     const applied = await migrate({
       database: name,
-      url: config[`${prefix}_DATABASE_URL`] ?? "",
-      password: config[`${prefix}_PASSWORD_FILE`] ?? "",
+      url: String(config[`${prefix}_DATABASE_URL`]),
+      password: reveal(config[`${prefix}_PASSWORD_FILE`] ?? ""),
     });
     for (const migration of applied) console.log(`deputy_${name}: applied ${migration}`);
     console.log(`deputy_${name}: the schema is up to date.`);

@@ -37,7 +37,7 @@ const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 
 const tls = tlsIdentity(config);
-const tokenKeys = await loadTokenKeys(config.DEPUTY_TOKEN_KEY_FILE);
+const tokenKeys = await loadTokenKeys(config.DEPUTY_TOKEN_KEY_FILE.reveal());
 const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production: !config.DEPUTY_DEVELOPMENT });
 const db = openDatabase<Tables>({
   url: config.DEPUTY_DATABASE_URL,

@@ -74,7 +74,7 @@ const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 const production = !config.DEPUTY_DEVELOPMENT;
 const tls = tlsIdentity(config);
-const signingKey = await readSigningKey("DEPUTY_SIGNING_KEY_FILE", config.DEPUTY_SIGNING_KEY_FILE);
+const signingKey = await readSigningKey("DEPUTY_SIGNING_KEY_FILE", config.DEPUTY_SIGNING_KEY_FILE.reveal());
 const outgoing = egressOptions(config);
 const database = {
   url: config.DEPUTY_DATABASE_URL,
@@ -108,7 +108,10 @@ const account = createClient(AccountServiceDefinition, {
 // A file costs nothing; a key service counts its calls.
 const lookMs = config.DEPUTY_KEK_PROVIDER === "file" ? 5_000 : 30_000;
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: lookMs });
-const importFormats = await readImportFormats(config.DEPUTY_IMPORT_KEY_FILE, config.DEPUTY_IMPORT_MAPPING_FILE);
+const importFormats = await readImportFormats(
+  config.DEPUTY_IMPORT_KEY_FILE.reveal(),
+  config.DEPUTY_IMPORT_MAPPING_FILE,
+);
 const rotation = startRotation({ db, provider: keks.provider, log, intervalMs: 5_000 });
 if (sealState.isOpen()) await drainSpool(refreshing);
 else sealState.onChange((open) => void (open && drainSpool(refreshing)));

@@ -4,8 +4,10 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { inspect } from "node:util";
 import { afterAll, describe, expect, test } from "vitest";
 import { describeSettings, parseConfig, type Settings } from "#libs/config.ts";
+import type { Secret } from "#libs/secret.ts";
 
 const directory = mkdtempSync(join(tmpdir(), "deputy-config-"));
 const file = join(directory, "value");
@@ -38,9 +40,17 @@ describe("a setting", () => {
     ["url", "http://127.0.0.1:7400", "http://127.0.0.1:7400"],
     ["path", "some/where", "some/where"],
     ["file", file, "s3cret\n"],
-    ["secret", file, "s3cret"],
   ])("of kind %s reads %s", (kind, text, value) => {
     expect(read(kind, text)).toEqual(value);
+  });
+
+  test("of kind secret reads the file to its last line end, and cannot be printed", () => {
+    const config = { X: read("secret", file) as Secret };
+    expect(config.X.reveal()).toBe("s3cret");
+    for (const shown of [inspect(config, { showHidden: true }), JSON.stringify(config), `${config.X}`]) {
+      expect(shown).toContain("[secret]");
+      expect(shown).not.toContain("s3cret");
+    }
   });
 
   test.each<[Kind, string, string]>([
@@ -66,6 +76,7 @@ describe("a setting", () => {
     expect(read("integer", undefined, "7")).toBe(7);
     expect(read("list", undefined, "")).toEqual([]);
     expect(read("file", "", "")).toBe("");
+    expect((read("secret", undefined, "") as Secret).reveal()).toBe("");
     expect(String(read("integer", undefined))).toContain("X is required");
   });
 });

@@ -14,6 +14,9 @@ export type Fault =
   | "lose answer"
   | undefined;
 
+/** Says what becomes of a request, by its path and all that came with it: URL, headers and body in one text. */
+export type Judge = (path: string, asked: string) => Fault | Promise<Fault>;
+
 /** A running shim. */
 export interface ProviderShim {
   readonly url: string;
@@ -23,7 +26,7 @@ export interface ProviderShim {
   /** What the provider was asked for tokens, what it answered, and when, by the monotonic clock. */
   readonly tokenAnswers: { readonly asked: string; readonly body: string; readonly timeMs: number }[];
   /** Judges each request from now on; a promise holds it. */
-  misbehave(judge: (path: string) => Fault | Promise<Fault>): void;
+  misbehave(judge: Judge): void;
   /** Gives a refresh token that comes again within this time the answer that it got, as lenient providers do. */
   allowReuse(graceMs: number): void;
   stop(): Promise<void>;
@@ -38,13 +41,13 @@ export async function startProviderShim(
   const tokenAnswers: { asked: string; body: string; timeMs: number }[] = [];
   const answers = new Map<string, { status: number; content: Buffer; timeMs: number }>();
   let graceMs = 0;
-  let judge: (path: string) => Fault | Promise<Fault> = () => undefined;
+  let judge: Judge = () => undefined;
 
   async function handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const path = (request.url ?? "").split("?")[0] ?? "";
     requests.push(path);
     const body = Buffer.concat(await request.toArray());
-    const fault = await judge(path);
+    const fault = await judge(path, [request.url, ...request.rawHeaders, body.toString()].join("\n"));
     if (fault === "break") {
       response.destroy();
       return;

@@ -15,7 +15,7 @@ import { operatorTls } from "../../dev/bootstrap.ts";
 import { type Child, startChild } from "../../dev/child.ts";
 import { walkConnectPage } from "../../dev/connect-page.ts";
 import { freePorts, type Ports } from "../../dev/ports.ts";
-import { type Stack, startStack } from "../../dev/stack.ts";
+import { type Stack, type StackOptions, startStack } from "../../dev/stack.ts";
 import { trustDomain } from "../../dev/state.ts";
 
 /** A stack with clients for it. */
@@ -33,7 +33,9 @@ export interface TestStack extends Stack {
 }
 
 /** Starts a stack at the top level of a test file. */
-export async function startTestStack(options: { accessTokenSeconds?: number } = {}): Promise<TestStack> {
+export async function startTestStack(
+  options: Pick<StackOptions, "accessTokenSeconds" | "logLevel"> = {},
+): Promise<TestStack> {
   const stateDirectory = await mkdtemp(join(tmpdir(), "deputy-stack-"));
   // Postgres runs under another user when started by root, and must get through.
   await chmod(stateDirectory, 0o711);

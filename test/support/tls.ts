@@ -11,7 +11,7 @@ const services = ["account", "vault", "proxy", "gateway", "operator", "sandbox"]
 const files = ensureCertificates({ directory: mkdtempSync(join(tmpdir(), "deputy-tls-")), trustDomain, services });
 
 /** The identity of a service, as a process would read it from its files. */
-export async function testTls(service: (typeof services)[number]): Promise<TlsIdentity> {
+export async function testTls(service: (typeof services)[number]): Promise<TlsIdentity & { readonly key: string }> {
   const made = await files;
   const { certificateFile, keyFile } = made.services[service] ?? { certificateFile: "", keyFile: "" };
   const read = (file: string) => readFileSync(file, "utf8");
