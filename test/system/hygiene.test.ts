@@ -15,6 +15,7 @@ const { stack, project, shim, db, secrets, told, secret, connect, forward, endTo
 const { account, call, connection, state } = stack;
 
 test("the main job works, over gRPC and over REST", async () => {
+  await canaries.openLink("somebody");
   const accountId = await connect("main-job");
   expect((await forward("main-job", accountId)).status).toBe(200);
   await endToken(accountId);
