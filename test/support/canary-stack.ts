@@ -6,18 +6,17 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { inspect } from "node:util";
 import { afterAll, beforeEach } from "vitest";
-import { type Connection, openConnection } from "#libs/database.ts";
+import type { Connection } from "#libs/database.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { Child } from "../../dev/child.ts";
 import { walkConnectPage } from "../../dev/connect-page.ts";
 import { readSecret, trustDomain } from "../../dev/state.ts";
-import { atDatabase } from "../../migrations/databases.ts";
 import { fileKeyring, readKeyringDocument } from "../../services/vault/keyring.ts";
 import type { Place } from "./places.ts";
 import { startProviderShim } from "./provider-shim.ts";
-import { connectSandbox, startAnother, startTestStack } from "./stack.ts";
+import { connectSandbox, openStackDatabase, startAnother, startTestStack } from "./stack.ts";
 
 // A key may have any letters that can be seen: those that encodings change are in it.
 export const apiKey = 'sandbox-key-canary-"%+/\\=&<7f3a9c>';
@@ -37,7 +36,7 @@ export async function startCanaryStack() {
   // The proxy first, so that it can take its leave of the vault: nobody then waits for it.
   await restart("proxy");
   await restart("vault");
-  const db = await openDatabase("deputy_vault");
+  const db = await openStackDatabase(stack, "deputy_vault");
   const vault = createClient(CredentialVaultDefinition, {
     address: `127.0.0.1:${ports.vault}`,
     tls: { ...tlsFilesOf("account"), trustDomain },
@@ -73,16 +72,6 @@ export async function startCanaryStack() {
     running[name] = await startAnother(stack, name, {
       name: `${name}-${starts}`,
       settings: { DEPUTY_EGRESS_TEST_ALLOW: `localhost:${ports.sandbox},${shim.address}`, ...settings },
-    });
-  }
-
-  function openDatabase(name: string): Promise<Connection> {
-    const { url, password } = stack.postgres;
-    return openConnection({
-      url: atDatabase(url, name),
-      password,
-      applicationName: "test",
-      statementTimeoutMs: 10_000,
     });
   }
 
@@ -141,7 +130,6 @@ export async function startCanaryStack() {
       secrets,
       told,
       restart,
-      openDatabase,
       secret,
       keepAnswer,
       restHeaders,

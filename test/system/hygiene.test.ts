@@ -9,6 +9,7 @@ import { expect, test } from "vitest";
 import { apiKey, failureOf, show, startCanaryStack, until } from "../support/canary-stack.ts";
 import { findLeaksIn, placesOf } from "../support/places.ts";
 import type { Fault } from "../support/provider-shim.ts";
+import { openStackDatabase } from "../support/stack.ts";
 
 const canaries = await startCanaryStack();
 const { stack, project, shim, db, secrets, told, secret, connect, forward, endToken, createKeyAccount } = canaries;
@@ -160,7 +161,7 @@ test("a vault is killed between the spool and the commit, and the next one goes 
   await canaries.restart("vault", { DEPUTY_TEST_CRASH_POINT: "spooled" });
   const { process: killed } = canaries.running.vault;
   await endToken(accountId);
-  const holder = await canaries.openDatabase("deputy_vault");
+  const holder = await openStackDatabase(stack, "deputy_vault");
   const intended = `select from credentials where account_id = '${accountId}' and intent_id is not null`;
   const hold = `begin; select from credentials where account_id = '${accountId}' for update`;
   shim.misbehave(async (path) => {
@@ -209,7 +210,6 @@ test("the vault is sealed, for want of a keyring and by a broken one", async () 
     });
     told.push([`sealed with ${file}`, show([sealed, await failureOf(forward("keys", accountId))])]);
   }
-  await canaries.restart("vault");
 });
 
 test("and no secret is anywhere but where it belongs", { timeout: 60_000 }, async ({ annotate }) => {
@@ -229,7 +229,7 @@ test("while the same search finds what is planted in each kind of place", { time
   const planted = { planted: "canary-planted-in-each-place-90d1" };
   appendFileSync(canaries.running.vault.logFile, `{"msg":"${Buffer.from(planted.planted).toString("base64")}"}\n`);
   writeFileSync(join(state.spool, "x.sealed"), planted.planted);
-  const accounts = await canaries.openDatabase("deputy_account");
+  const accounts = await openStackDatabase(stack, "deputy_account");
   for (const database of [db, accounts]) {
     await database.query(`create table leaked as select '${planted.planted}' as value`);
   }

@@ -3,15 +3,13 @@
 import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, expect, test } from "vitest";
-import { type Connection, openConnection } from "#libs/database.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { freePorts } from "../../dev/ports.ts";
 import { sandboxRequest } from "../../dev/sandbox-request.ts";
 import { trustDomain } from "../../dev/state.ts";
-import { atDatabase } from "../../migrations/databases.ts";
-import { connectSandbox, startAnother, startTestStack } from "../support/stack.ts";
+import { connectSandbox, letTokensEnd, openStackDatabase, startAnother, startTestStack } from "../support/stack.ts";
 
 const stack = await startTestStack();
 const { connection, account, ca, call } = stack;
@@ -23,11 +21,11 @@ test("asks the provider once for each account when 200 callers of two vaults nee
   const users: User[] = [];
   for (const name of ["race-1", "race-2", "race-3", "race-4", "race-5"]) users.push(await connect(name));
   await warmUp();
-  await letTokensEnd();
+  await letTokensEnd(stack);
 
   const before = await refreshes();
   // Whoever wants to write waits here, so that the two vaults set out within one answer of the provider.
-  const holder = await openVaultDatabase();
+  const holder = await openStackDatabase(stack, "deputy_vault");
   await holder.query("begin; select from credentials for update");
   const callers = Array.from({ length: 40 }, (_, index) => users.map((user) => forward(user, proxies[index % 2])));
   const forwarded = Promise.all(callers.flat());
@@ -48,8 +46,8 @@ test("asks the provider once for each account when 200 callers of two vaults nee
 
 test("sends nothing while another process holds the account's lock", async () => {
   const user = await connect("locked");
-  await letTokensEnd();
-  const holder = await openVaultDatabase();
+  await letTokensEnd(stack);
+  const holder = await openStackDatabase(stack, "deputy_vault");
   await holder.query("select pg_advisory_lock(hashtextextended($1, 0))", [
     `cred:${project.projectId}:${user.accountId}`,
   ]);
@@ -63,12 +61,6 @@ test("sends nothing while another process holds the account's lock", async () =>
   expect(await refreshes()).toEqual({ success: before.success + 1 });
 });
 
-function openVaultDatabase(): Promise<Connection> {
-  const { url, password } = stack.postgres;
-  const access = { url: atDatabase(url, "deputy_vault"), password };
-  return openConnection({ ...access, applicationName: "test", statementTimeoutMs: 5_000 });
-}
-
 function ofSandbox(path: string, body?: object): Promise<Record<string, unknown>> {
   return sandboxRequest(new URL(path, connection.sandbox.api_url), ca, body);
 }
@@ -77,13 +69,6 @@ function ofSandbox(path: string, body?: object): Promise<Record<string, unknown>
 async function refreshes(): Promise<{ success: number }> {
   const { tokenRequests } = (await ofSandbox("/stats")) as { tokenRequests: { refresh_token?: { success: number } } };
   return { success: 0, ...tokenRequests.refresh_token };
-}
-
-/** Ends every token so far, in the vaults' eyes, and unseen by their loops: the callers are the first to notice. */
-async function letTokensEnd(): Promise<void> {
-  const db = await openVaultDatabase();
-  await db.query("update credentials set expire_time = now() - interval '1 second', next_refresh_time = null");
-  await db.end();
 }
 
 interface User {

@@ -4,10 +4,9 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { expect, test } from "vitest";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { startChild } from "../../dev/child.ts";
-import { connectSandbox, startTestStack } from "../support/stack.ts";
+import { connectSandbox, letTokensEnd, startTestStack } from "../support/stack.ts";
 
-const lifetimeSeconds = 4;
-const stack = await startTestStack({ accessTokenSeconds: lifetimeSeconds });
+const stack = await startTestStack();
 const { vault, sandbox } = stack.children;
 
 test("stores a refresh that was on its way when SIGTERM came, and ends with status 0", async () => {
@@ -22,7 +21,7 @@ test("stores a refresh that was on its way when SIGTERM came, and ends with stat
     method: "GET",
     url: "/echo/x",
   };
-  await sleep(lifetimeSeconds * 1000);
+  await letTokensEnd(stack);
   // The provider stands still, so that its answer comes after the caller has left and the process was told to stop.
   sandbox.process.kill("SIGSTOP");
   try {
