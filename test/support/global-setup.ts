@@ -1,9 +1,12 @@
-// Starts the run's one Postgres and makes the two migrated databases that each test file's own is copied from.
-import { mkdtemp, rm } from "node:fs/promises";
+// Starts the run's one Postgres and makes the two migrated databases that each test file's own is copied from. At the end it
+// looks through what Postgres has on the disk, write-ahead log included, for secrets of tests: one fails the run.
+import { readFileSync } from "node:fs";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { TestProject } from "vitest/node";
 import { startPostgres } from "../../dev/postgres.ts";
+import { leakFinder, secretMarks } from "./leaks.ts";
 import { type DatabasePasswords, makeDatabases } from "./own-postgres.ts";
 
 /** The run's Postgres, as the tests see it. */
@@ -25,7 +28,9 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
   const { url, password, stop } = await startPostgres({ dataDirectory: folder, durable: false });
   const teardown = async () => {
     await stop();
+    const leaks = await leaksBelow(folder);
     await rm(folder, { recursive: true, force: true });
+    if (leaks.length > 0) throw new Error(`secrets in what Postgres wrote:\n${leaks.join("\n")}`);
   };
   try {
     const roles = await makeDatabases({ url, password });
@@ -35,4 +40,12 @@ export async function setup(project: TestProject): Promise<() => Promise<void>> 
     await teardown();
     throw error;
   }
+}
+
+async function leaksBelow(folder: string): Promise<readonly string[]> {
+  const find = leakFinder(secretMarks);
+  const files = (await readdir(folder, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
+  return files.flatMap(({ parentPath, name }) =>
+    find(readFileSync(join(parentPath, name))).map((leak) => `${name}: ${leak}`),
+  );
 }

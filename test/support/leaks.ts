@@ -4,6 +4,14 @@
 /** Secrets by the names under which they are reported. */
 export type SecretsByName = Readonly<Record<string, string | Buffer>>;
 
+/** What the secrets of tests begin with: tokens and keys of the sandbox, its client's secret, and whatever else a test marks. */
+export const secretMarks: SecretsByName = {
+  "a token": "sandbox-token-",
+  "an API key": "sandbox-key-",
+  "the OAuth client's secret": "a secret: with % and +",
+  "a marked secret": "canary-secret",
+};
+
 const alphabets = {
   base64: "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
   base64url: "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_",

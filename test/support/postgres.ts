@@ -3,7 +3,7 @@ import { randomBytes } from "node:crypto";
 import { afterAll, expect, inject } from "vitest";
 import { type Connection, openConnection } from "#libs/database.ts";
 import { atDatabase, type DatabaseName, databaseRoles, restrictDatabase } from "../../migrations/databases.ts";
-import { findLeaks } from "./leaks.ts";
+import { findLeaks, secretMarks } from "./leaks.ts";
 
 /** How one role reaches a database. */
 export interface Access {
@@ -20,9 +20,6 @@ export interface TestDatabase {
   readonly runtime: Access;
   readonly superuser: Access;
 }
-
-// What the secrets of tests begin with: tokens and keys of the sandbox, and whatever else a test marks as secret.
-const secretMarks = { "a token": "sandbox-token-", "an API key": "sandbox-key-", "a marked secret": "canary-secret" };
 
 /**
  * Makes a database and drops it, connections and all, after the file's last test; before that, looks through every row of
