@@ -43,7 +43,7 @@ const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_V
 const egress = openEgress(outgoing);
 const limitStore = await openLimitStore({
   url: config.DEPUTY_LIMIT_STORE_URL,
-  password: config.DEPUTY_LIMIT_STORE_PASSWORD_FILE,
+  password: config.DEPUTY_LIMIT_STORE_PASSWORD_FILE.reveal(),
   log,
 });
 const proxyId = newId("prx");
