@@ -64,7 +64,7 @@ if (import.meta.main) {
     DEPUTY_BENCH_TLS_KEY_FILE: { kind: "secret", help: "Private key, PEM." },
     DEPUTY_BENCH_TLS_CERTIFICATE_FILE: { kind: "file", help: "Certificate, PEM." },
   });
-  const tls = { key: config.DEPUTY_BENCH_TLS_KEY_FILE, cert: config.DEPUTY_BENCH_TLS_CERTIFICATE_FILE };
+  const tls = { key: config.DEPUTY_BENCH_TLS_KEY_FILE.reveal(), cert: config.DEPUTY_BENCH_TLS_CERTIFICATE_FILE };
   for (const host of JSON.parse(config.DEPUTY_BENCH_HOSTS) as readonly TokenHost[]) {
     createServer(tls, tokenHost(host)).listen(host.port, "127.0.0.1");
   }
