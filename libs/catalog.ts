@@ -40,6 +40,24 @@ const errorClasses = z.strictObject({
   integration: z.array(answerRule).default([]),
 });
 
+/** RFC 7009, but for what an entry says otherwise. */
+const revocation = z.strictObject({
+  url: endpointUrl,
+  method: z.enum(["POST", "DELETE", "GET"]).default("POST"),
+  /** Of the body; GET has none and puts the same into the query. */
+  content_type: z.enum(["form", "json"]).default("form"),
+  /** As at the token endpoint unless given; `bearer`: the token that is to be revoked authenticates the request. */
+  client_authentication: z.enum(["client_secret_basic", "client_secret_post", "none", "bearer"]).optional(),
+  /** What the parameter with the token is called. */
+  token_parameter: z.string().min(1).default("token"),
+  parameters,
+  /** The kinds of token that it takes. */
+  tokens: z
+    .array(z.enum(["refresh_token", "access_token"]))
+    .min(1)
+    .default(["refresh_token", "access_token"]),
+});
+
 const oauth2 = z.strictObject({
   /** RFC 9207: when given, the redirect must carry it as `iss`. */
   issuer: z.string().optional(),
@@ -53,8 +71,8 @@ const oauth2 = z.strictObject({
   }),
   /** What answers mean where they differ from the standard. An error goes before a status alone. */
   errors: errorClasses.prefault({}),
-  /** RFC 7009. Without it a grant cannot be revoked at the provider. */
-  revoke: z.strictObject({ url: endpointUrl }).optional(),
+  /** Without it a grant cannot be revoked at the provider. */
+  revoke: revocation.optional(),
   /** One GET after connecting that names the account: `name` is a path in the JSON answer like `user.email`. */
   identity: z.strictObject({ url: endpointUrl, name: z.string() }).optional(),
   scopes: z.array(z.string()).default([]),
@@ -105,7 +123,12 @@ const app = z
     lifecycle: lifecycle.prefault({}),
     proxy,
   })
-  .refine((entry) => (entry.auth === "oauth2") === (entry.oauth2 !== undefined), "oauth2 goes with `auth: oauth2`");
+  .refine((entry) => (entry.auth === "oauth2") === (entry.oauth2 !== undefined), "oauth2 goes with `auth: oauth2`")
+  // Whose grants a revocation would end is known by the user's name at the provider alone.
+  .refine(
+    ({ lifecycle: { revoke_effect }, oauth2: part }) => revoke_effect !== "user_client" || part?.identity !== undefined,
+    "`revoke_effect: user_client` needs oauth2.identity, whose name must tell the provider's users apart",
+  );
 
 /** One app of the catalog. */
 export type CatalogApp = z.infer<typeof app>;

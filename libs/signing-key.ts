@@ -1,6 +1,6 @@
 // Ed25519 keys that a service signs with: access tokens, receipts, audit checkpoints.
 import { createPrivateKey, createPublicKey, type KeyObject } from "node:crypto";
-import { calculateJwkThumbprint } from "jose";
+import { calculateJwkThumbprint, type JWK } from "jose";
 
 /** A private key and what others verify with. */
 export interface SigningKey {
@@ -26,6 +26,31 @@ function parseKey(pem: string): KeyObject | undefined {
     return createPrivateKey(pem);
   } catch {
     // Node's text can quote the key.
+    return undefined;
+  }
+}
+
+/** The public half as a JSON Web Key, for whoever verifies. */
+export function publicJwk({ keyId, x }: SigningKey): JWK {
+  return { kty: "OKP", crv: "Ed25519", x, kid: keyId, alg: "EdDSA", use: "sig" };
+}
+
+/** Reads a public key, PEM or a JSON Web Key. Throws one sentence that names the file. */
+export async function readPublicKey(file: string, text: string): Promise<JWK> {
+  const key = parsePublicKey(text);
+  if (key?.asymmetricKeyType !== "ed25519") {
+    throw new Error(`${file} holds no public Ed25519 key, in PEM or as a JSON Web Key`);
+  }
+  const { x = "" } = key.export({ format: "jwk" });
+  return { kty: "OKP", crv: "Ed25519", x, kid: await calculateJwkThumbprint({ kty: "OKP", crv: "Ed25519", x }) };
+}
+
+function parsePublicKey(text: string): KeyObject | undefined {
+  try {
+    return text.trimStart().startsWith("{")
+      ? createPublicKey({ key: JSON.parse(text), format: "jwk" })
+      : createPublicKey(text);
+  } catch {
     return undefined;
   }
 }

@@ -34,9 +34,10 @@ import {
   type Redirect,
 } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
-import { insertRevocation, prepareRevocation } from "./revocations.ts";
+import { insertRevocations, prepareRevocation } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
+import { identityDigest } from "./shared-grants.ts";
 import { type CredentialSubject, storeCredential } from "./store.ts";
 import type { TokenGrant, TokenOutcome } from "./token-answers.ts";
 
@@ -205,12 +206,13 @@ async function storeGrant(
   { context, key, grant, identityName }: Granted & { readonly identityName: string },
 ): Promise<void> {
   const material = materialOf(grant, context.fields);
+  const digestOfIdentity = identityDigest(identityName);
   const stored = await db.transaction().execute(async (transaction) => {
     const state = await lockAuthorization(transaction, row);
     // Of an earlier attempt, whose commit was not acknowledged: nobody else ends a claim well.
     if (state === "SUCCEEDED") return true;
     if (state !== "EXCHANGING") return false;
-    const facts = factsOf(context.app, grant, row.scopes);
+    const facts = { ...factsOf(context.app, grant, row.scopes), identityDigest: digestOfIdentity };
     const isStored = await storeCredential(transaction, row, { key, material, facts });
     if (isStored) await succeedAuthorization(transaction, row, identityName);
     else await failAuthorization(transaction, row, "ACCOUNT_REVOKED");
@@ -218,8 +220,12 @@ async function storeGrant(
   });
   if (stored || context.app.oauth2.revoke === undefined) return;
   // Revoked while the user was at the provider: what was just granted must not live on there.
-  const prepared = await prepareRevocation(secrets, row, { ...material, client: context.client });
-  await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
+  const prepared = await prepareRevocation(
+    secrets,
+    { ...row, identityDigest: digestOfIdentity },
+    { ...material, client: context.client },
+  );
+  await db.transaction().execute((transaction) => insertRevocations(transaction, [prepared]));
 }
 
 async function contextOf(

@@ -16,7 +16,8 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   refreshCredential: account,
   getCredential: account,
   revealCredential: account,
-  destroyCredentials: account,
+  // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
+  destroyCredentials: [...account, ...operator],
   leaseInjection: [{ service: "proxy", scope: "connect:proxy", connectToken: true }],
   watchLeases: [{ service: "proxy" }],
   putOauthClient: account,

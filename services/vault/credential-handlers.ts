@@ -2,15 +2,17 @@
 import { type Catalog, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
+import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { StoreCredentialRequest } from "#proto/deputy/vault/v1/credentials.ts";
 import { credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
-import { destroyCredentials } from "./destroy.ts";
+import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { requireUsable, shadowed, within } from "./lease.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { isOauthApp } from "./provider.ts";
+import { signReceipt } from "./receipts.ts";
 import type { Refresher } from "./refresh.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
@@ -23,6 +25,7 @@ export interface CredentialHandlerOptions {
   readonly catalog: Catalog;
   readonly refresher: Refresher;
   readonly signals: LeaseSignals;
+  readonly signingKey: SigningKey;
 }
 
 type CredentialHandlers = Pick<
@@ -32,7 +35,7 @@ type CredentialHandlers = Pick<
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
-  const { db, secrets, catalog, refresher } = options;
+  const { db, secrets, catalog, refresher, signingKey } = options;
   return {
     async storeCredential(request) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
@@ -69,9 +72,12 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
     },
 
     async destroyCredentials(request) {
-      const { projectId, accountIds } = request;
-      const filter = { projectId, accountIds, environment: environmentName(request.environment) };
-      return { receipts: (await destroyCredentials(options, filter)).map(receiptMessage) };
+      const { projectId, accountIds, revokeSharedGrant } = request;
+      const environment = environmentName(request.environment);
+      const destroyed = await destroyCredentials(options, { projectId, environment, accountIds, revokeSharedGrant });
+      const now = await readClock(db);
+      const sign = async (one: DestroyedCredential) => receiptMessage(one, await signReceipt(signingKey, one, now));
+      return { receipts: await Promise.all(destroyed.map(sign)) };
     },
   };
 }

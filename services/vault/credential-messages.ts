@@ -31,15 +31,14 @@ export function credentialMessage(row: CredentialRow): Credential {
 }
 
 /** The proof of one destruction. */
-export function receiptMessage({ row, providerRevocation }: DestroyedCredential): RevocationReceipt {
+export function receiptMessage({ row, providerRevocation }: DestroyedCredential, jws: string): RevocationReceipt {
   return {
     accountId: row.accountId,
     externalUserId: row.externalUserId,
     appSlug: row.appSlug,
     destroyTime: row.revokeTime ?? undefined,
     providerRevocation: ProviderRevocation[providerRevocation],
-    // Receipts are not signed yet.
-    jws: "",
+    jws,
   };
 }
 

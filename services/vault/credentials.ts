@@ -3,7 +3,7 @@
 import { type Selectable, sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
 import type { CredentialsTable, EnvironmentName, VaultDatabase } from "./schema.ts";
-import { type SealedColumns, type SecretOwner, wiped } from "./secrets.ts";
+import type { SealedColumns, SecretOwner } from "./secrets.ts";
 
 /** A row, with the database's time at which it was read: all comparisons of times are made with that. */
 export type CredentialRow = Selectable<CredentialsTable> & { readonly readTime: Date };
@@ -133,28 +133,25 @@ export async function countReasons(db: VaultDatabase): Promise<readonly { reason
     .execute();
 }
 
-/**
- * Wipes a credential's secret for good. False when the row is not at this generation any more, or is wiped already.
- */
-export async function revokeCredential(db: VaultDatabase, key: CredentialKey, generation: bigint): Promise<boolean> {
-  const { numUpdatedRows } = await db
-    .updateTable("credentials")
-    .set({
-      ...wiped,
-      state: "REVOKED",
-      stateReason: "DESTROYED",
-      generation: generation + 1n,
-      nextRefreshTime: null,
-      retryTime: null,
-      revokeTime: sql<Date>`now()`,
-      updateTime: sql<Date>`now()`,
-    })
-    .where("projectId", "=", key.projectId)
-    .where("accountId", "=", key.accountId)
-    .where("generation", "=", generation)
-    .where("state", "<>", "REVOKED")
-    .executeTakeFirst();
-  return numUpdatedRows === 1n;
+/** A credential as it was found, and which kinds of secret are in it. */
+export interface Destruction {
+  readonly row: CredentialRow;
+  readonly destroyedKinds: readonly string[];
+}
+
+/** Wipes the secrets of one project's credentials for good. The transaction holds the rows (`lockCredentials`). */
+export async function revokeCredentials(db: VaultDatabase, destructions: readonly Destruction[]): Promise<void> {
+  const ids = destructions.map(({ row }) => row.accountId);
+  const kinds = destructions.map(({ destroyedKinds }) => destroyedKinds.join(" "));
+  await sql`
+    update credentials
+    set blob = null, data_key_id = null, wrapped_data_key = null, kek_id = null,
+      state = 'REVOKED', state_reason = 'DESTROYED', destroyed_kinds = string_to_array(gone.kinds, ' '),
+      generation = generation + 1, next_refresh_time = null, retry_time = null, revoke_time = now(), update_time = now()
+    from unnest(${ids}::text[], ${kinds}::text[]) as gone (id, kinds)
+    where project_id = ${destructions[0]?.row.projectId ?? ""} and account_id = gone.id and state <> 'REVOKED'`.execute(
+    db,
+  );
 }
 
 /** What a grant brought, beside its secrets. */
@@ -168,6 +165,8 @@ export interface GrantFacts {
   readonly refreshAfterSeconds?: number;
   /** Whether another system still refreshes it. */
   readonly shadow?: boolean;
+  /** Of the provider's name for its user, where it is known. */
+  readonly identityDigest?: Buffer | null;
 }
 
 /** The columns of those facts, on the database's clock. */
@@ -191,6 +190,7 @@ export async function putCredential(
     ...grantColumns(facts),
     oauthAppId: owner.oauthAppId,
     shadow: facts.shadow ?? false,
+    identityDigest: facts.identityDigest ?? null,
     state: "ACTIVE" as const,
     stateReason: "",
     generation: (existing?.generation ?? 0n) + 1n,

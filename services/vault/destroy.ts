@@ -10,17 +10,19 @@ import {
   type CredentialRow,
   credentialOwner,
   type DestroyFilter,
+  type Destruction,
   listCredentials,
   lockCredentials,
-  revokeCredential,
+  revokeCredentials,
 } from "./credentials.ts";
 import { insertInvalidations, untilLeasesEnd } from "./lease-invalidations.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
-import { findOauthClient } from "./oauth-clients.ts";
+import { findOauthClient, type OauthClient } from "./oauth-clients.ts";
 import { isOauthApp } from "./provider.ts";
-import { insertRevocation, listRevocationStates, type PreparedRevocation, prepareRevocation } from "./revocations.ts";
-import type { VaultDatabase } from "./schema.ts";
+import { insertRevocations, listRevocationStates, type PreparedRevocation, prepareRevocation } from "./revocations.ts";
+import type { RevocationsTable, VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
+import { deferRevocations } from "./shared-grants.ts";
 
 /** What the parts of destroying need. */
 export interface DestroyOptions {
@@ -30,73 +32,85 @@ export interface DestroyOptions {
   readonly signals: LeaseSignals;
 }
 
+/** What is asked for. */
+export interface DestroyRequest extends DestroyFilter {
+  /** Tells the provider at once, even where that ends other accounts' grants. */
+  readonly revokeSharedGrant: boolean;
+}
+
 /** What was destroyed, and what the provider knows of it. */
 export interface DestroyedCredential {
   readonly row: CredentialRow;
-  readonly providerRevocation: "NOT_APPLICABLE" | "PENDING" | "DONE" | "FAILED";
+  readonly providerRevocation: "NOT_APPLICABLE" | RevocationsTable["state"];
+}
+
+/** A credential that is ready to be destroyed, with the outbox record where its provider can be told. */
+interface PreparedDestruction extends Destruction {
+  readonly revocation?: PreparedRevocation;
 }
 
 // Each round can lose to a refresh that is being stored; then the rows are held, and nothing can be lost to.
 const freeRounds = 3;
 
+// How many records are opened and sealed at a time: with a remote key service each takes a round trip or two.
+const preparedAtATime = 32;
+
 /** Destroys what there is; accounts without a credential are left out, and a repeat gives the first outcome. */
 export async function destroyCredentials(
   options: DestroyOptions,
-  filter: DestroyFilter,
+  request: DestroyRequest,
 ): Promise<readonly DestroyedCredential[]> {
   let isDone = false;
-  for (let round = 0; round < freeRounds && !isDone; round += 1) isDone = await destroyAsRead(options, filter);
-  if (!isDone) await destroyHeld(options, filter);
-  const destroyed = await describe(options.db, filter);
-  await untilLeasesEnd(options, filter);
+  for (let round = 0; round < freeRounds && !isDone; round += 1) isDone = await destroyAsRead(options, request);
+  if (!isDone) await destroyHeld(options, request);
+  await deferRevocations(options.db, options.catalog, request);
+  const destroyed = await describe(options.db, request);
+  await untilLeasesEnd(options, request);
   return destroyed;
 }
 
-/** Rolls a round back. */
-class Moved extends Error {}
-
 /**
- * One round: false, and nothing done, when a credential changed between reading and destroying. What goes to the outbox is
+ * One round: false, and no credential destroyed, when one changed between reading and destroying. What goes to the outbox is
  * opened and sealed before the transaction, so that no row is locked while a key service is asked.
  */
-async function destroyAsRead(options: DestroyOptions, filter: DestroyFilter): Promise<boolean> {
-  const rows = unrevoked(await listCredentials(options.db, filter));
-  const prepared = await prepareAll(options, rows);
-  try {
-    await options.db.transaction().execute(async (transaction) => {
-      // Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's.
-      await failAuthorizationsOf(transaction, filter);
-      await revokeAll(transaction, filter, rows, prepared);
-      // An authorization that ended while its row was waited for may have brought a credential that was not read.
-      if (unrevoked(await listCredentials(transaction, filter)).length > 0) throw new Moved();
-    });
-    return true;
-  } catch (error) {
-    if (error instanceof Moved) return false;
-    throw error;
-  }
+async function destroyAsRead(options: DestroyOptions, request: DestroyRequest): Promise<boolean> {
+  const rows = unrevoked(await listCredentials(options.db, request));
+  const prepared = await prepareAll(options, request, rows);
+  const generations = new Map(rows.map(({ accountId, generation }) => [accountId, generation]));
+  return options.db.transaction().execute(async (transaction) => {
+    const held = await holdCredentials(transaction, request);
+    const isAsRead = held.every(({ accountId, generation }) => generations.get(accountId) === generation);
+    // Fewer than were read: another call has destroyed the rest meanwhile, and told their providers.
+    if (isAsRead) await revokeAll(transaction, request, ofRows(prepared, held));
+    return isAsRead;
+  });
 }
 
 /** The last resort under a storm of refreshes: their storing waits, for as long as keys may have to be asked for. */
-async function destroyHeld(options: DestroyOptions, filter: DestroyFilter): Promise<void> {
+async function destroyHeld(options: DestroyOptions, request: DestroyRequest): Promise<void> {
   await options.db.transaction().execute(async (transaction) => {
-    await failAuthorizationsOf(transaction, filter);
-    const rows = unrevoked(await lockCredentials(transaction, filter));
-    await revokeAll(transaction, filter, rows, await prepareAll({ ...options, db: transaction }, rows));
+    const rows = await holdCredentials(transaction, request);
+    await revokeAll(transaction, request, await prepareAll({ ...options, db: transaction }, request, rows));
   });
+}
+
+/** Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's. */
+async function holdCredentials(transaction: VaultDatabase, filter: DestroyFilter): Promise<readonly CredentialRow[]> {
+  await failAuthorizationsOf(transaction, filter);
+  return unrevoked(await lockCredentials(transaction, filter));
 }
 
 async function revokeAll(
   transaction: VaultDatabase,
   { projectId }: DestroyFilter,
-  rows: readonly CredentialRow[],
-  prepared: readonly PreparedRevocation[],
+  destructions: readonly PreparedDestruction[],
 ): Promise<void> {
-  for (const row of rows) {
-    if (!(await revokeCredential(transaction, row, row.generation))) throw new Moved();
-  }
-  for (const revocation of prepared) await insertRevocation(transaction, revocation);
-  const accountIds = rows.map(({ accountId }) => accountId);
+  await revokeCredentials(transaction, destructions);
+  await insertRevocations(
+    transaction,
+    destructions.flatMap(({ revocation }) => revocation ?? []),
+  );
+  const accountIds = destructions.map(({ row }) => row.accountId);
   await insertInvalidations(transaction, { projectId, accountIds }, "REVOKED");
 }
 
@@ -104,29 +118,66 @@ function unrevoked(rows: readonly CredentialRow[]): readonly CredentialRow[] {
   return rows.filter(({ state }) => state !== "REVOKED");
 }
 
+function ofRows(
+  prepared: readonly PreparedDestruction[],
+  rows: readonly CredentialRow[],
+): readonly PreparedDestruction[] {
+  const accountIds = new Set(rows.map(({ accountId }) => accountId));
+  return prepared.filter(({ row }) => accountIds.has(row.accountId));
+}
+
 async function prepareAll(
   options: DestroyOptions,
+  request: DestroyRequest,
   rows: readonly CredentialRow[],
-): Promise<readonly PreparedRevocation[]> {
-  const prepared: PreparedRevocation[] = [];
-  for (const row of rows) prepared.push(...(await prepare(options, row)));
+): Promise<readonly PreparedDestruction[]> {
+  // One look at each client, whatever the number of its accounts.
+  const clients = new Map<string, Promise<OauthClient | undefined>>();
+  const findClient = (row: CredentialRow) => {
+    const name = JSON.stringify([row.oauthAppId, row.appSlug]);
+    const client = clients.get(name) ?? readable(findOauthClient(options, row));
+    clients.set(name, client);
+    return client;
+  };
+  const prepared: PreparedDestruction[] = [];
+  for (let from = 0; from < rows.length; from += preparedAtATime) {
+    const some = rows.slice(from, from + preparedAtATime);
+    prepared.push(...(await Promise.all(some.map((row) => prepare(options, request, row, findClient)))));
+  }
   return prepared;
 }
 
-/** The outbox record for one credential, where its provider can be told. */
-async function prepare(options: DestroyOptions, row: CredentialRow): Promise<readonly PreparedRevocation[]> {
-  const app = options.catalog.get(row.appSlug);
+async function prepare(
+  { catalog, secrets }: DestroyOptions,
+  { revokeSharedGrant }: DestroyRequest,
+  row: CredentialRow,
+  findClient: (row: CredentialRow) => Promise<OauthClient | undefined>,
+): Promise<PreparedDestruction> {
+  const app = catalog.get(row.appSlug);
+  if (app !== undefined && !isOauthApp(app)) return { row, destroyedKinds: ["fields"] };
+  const material = await readable(secrets.open<CredentialMaterial>(credentialOwner(row), row));
+  const destroyedKinds = kindsOf(material);
   // A shadowed grant belongs to the system that it was imported from.
-  if (app === undefined || !isOauthApp(app) || app.oauth2.revoke === undefined || row.shadow) return [];
+  if (app?.oauth2.revoke === undefined || row.shadow) return { row, destroyedKinds };
+  const client = await findClient(row);
+  const value = material && client && { ...material, client };
+  return { row, destroyedKinds, revocation: await prepareRevocation(secrets, { ...row, revokeSharedGrant }, value) };
+}
+
+function kindsOf(material: CredentialMaterial | undefined): readonly string[] {
+  return [
+    ...(material?.accessToken === undefined ? [] : ["access_token"]),
+    ...(material?.refreshToken === undefined ? [] : ["refresh_token"]),
+    ...(Object.keys(material?.fields ?? {}).length === 0 ? [] : ["fields"]),
+  ];
+}
+
+/** What cannot be read can still be destroyed; the record then says that the provider was not told. */
+async function readable<Value>(opening: Promise<Value>): Promise<Value | undefined> {
   try {
-    const material = await options.secrets.open<CredentialMaterial>(credentialOwner(row), row);
-    const client = await findOauthClient(options, row);
-    return [await prepareRevocation(options.secrets, row, client && { ...material, client })];
+    return await opening;
   } catch (error) {
-    // What cannot be read can still be destroyed; the record says that the provider was not told.
-    if (error instanceof StatusError && error.code === "DATA_LOSS") {
-      return [await prepareRevocation(options.secrets, row, undefined)];
-    }
+    if (error instanceof StatusError && error.code === "DATA_LOSS") return undefined;
     throw error;
   }
 }

@@ -6,12 +6,16 @@ import { openPool, type PoolOptions } from "#libs/database.ts";
 import { sweepAuthorizations } from "./authorizations.ts";
 import { pruneInvalidations } from "./lease-invalidations.ts";
 import { pruneWatchers } from "./lease-watchers.ts";
-import { type RevocationJobOptions, revoke } from "./revocation-job.ts";
+import { type RevocationJobOptions, RevocationRetry, revoke } from "./revocation-job.ts";
 import { revokeTask } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
+import { settleDeferredRevocations } from "./shared-grants.ts";
 
 // Revocations come in bursts of a whole environment: few at a time spare the provider and leave the process to its callers.
 const concurrency = 4;
+
+// Who asks for more is asked again all the same.
+const maxRetryAfterSeconds = 3_600;
 
 /** The name of the sweep. */
 export const sweepTask = "sweep";
@@ -30,15 +34,21 @@ export async function startJobs(
     logger: new QueueLogger(() => () => {}),
     crontab: `*/5 * * * * ${sweepTask}`,
     taskList: {
-      [revokeTask]: (payload, { job }) => {
+      [revokeTask]: async (payload, { job }) => {
         const { projectId, id } = payload as { projectId: string; id: string };
-        return revoke(options, { projectId, id }, job.attempts >= job.max_attempts);
+        try {
+          await revoke(options, { projectId, id }, job.attempts >= job.max_attempts);
+        } catch (error) {
+          if (error instanceof RevocationRetry) await delayJob(options.db, job.id, error.waitSeconds);
+          throw error;
+        }
       },
       [sweepTask]: async () => {
         await sweepAuthorizations(options.db);
         await releaseJobs(options.db);
         await pruneWatchers(options.db);
         await pruneInvalidations(options.db);
+        await settleDeferredRevocations(options.db);
       },
     },
   });
@@ -59,4 +69,14 @@ async function releaseJobs(db: VaultDatabase): Promise<void> {
     select graphile_worker.force_unlock_workers(array(
       select distinct locked_by from graphile_worker._private_jobs where locked_at < now() - interval '10 minutes'
     ))`.execute(db);
+}
+
+/** Lets a job that is about to fail wait for so long, and then for the queue's own pause. */
+async function delayJob(db: VaultDatabase, id: string, waitSeconds: number): Promise<void> {
+  if (waitSeconds <= 0) return;
+  const seconds = Math.min(waitSeconds, maxRetryAfterSeconds);
+  await sql`
+    update graphile_worker._private_jobs set run_at = now() + make_interval(secs => ${seconds}) where id = ${id}`.execute(
+    db,
+  );
 }

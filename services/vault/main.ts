@@ -119,7 +119,7 @@ const server = await startServer({
   definition: CredentialVaultDefinition,
   handlers: vaultService(
     { db, secrets, catalog, authorizer, refresher },
-    { sealState, rotation, importFormats, signals },
+    { sealState, rotation, importFormats, signals, signingKey },
   ),
   callers: vaultCallers,
   authenticate: authenticator(account, Date.now),

@@ -27,7 +27,7 @@ export interface ProviderAccess {
 export interface ProviderRequest {
   readonly method: string;
   readonly headers: Readonly<Record<string, string>>;
-  readonly body?: URLSearchParams;
+  readonly body?: URLSearchParams | string;
 }
 
 /** Sends one request to one of an app's endpoints. Rejects with an EgressError, which says whether anything was sent. */

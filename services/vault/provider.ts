@@ -1,11 +1,12 @@
-// The requests of OAuth 2.0 that the vault makes: authorization URL, code exchange, refresh, revocation. They are
-// formed by oauth4webapi. Id tokens are not read: nothing here turns on who the user is at the provider.
+// The requests of OAuth 2.0 that the vault makes: authorization URL, code exchange, refresh. They are formed by oauth4webapi;
+// revocations, for which apps have ways of their own, are in provider-revocation.ts. Id tokens are not read: who the user is
+// at the provider is asked by identity.ts.
 import * as oauth from "oauth4webapi";
 import type { CatalogApp } from "#libs/catalog.ts";
 import { EgressError } from "#libs/egress-error.ts";
 import type { OauthClient } from "./oauth-clients.ts";
 import { endpointUrl, type ProviderAccess, readJson, sendToProvider, totalTimeoutMs } from "./provider-http.ts";
-import { errorName, judgeTokenAnswer, judgeTokenFailure, type TokenOutcome } from "./token-answers.ts";
+import { judgeTokenAnswer, judgeTokenFailure, type TokenOutcome } from "./token-answers.ts";
 
 /** An app with OAuth, a client of it, and the account's fields for templated endpoints. */
 export interface ProviderContext {
@@ -24,14 +25,6 @@ export function isOauthApp(app: CatalogApp): app is OauthApp {
 
 /** What a token request came to, and how many of the client's secrets were refused before. */
 export type TokenAttempt = TokenOutcome & { readonly refusedSecrets: number };
-
-/** What a revocation came to. */
-export type RevocationOutcome =
-  /** After so many of the client's secrets were refused. */
-  | { readonly kind: "revoked"; readonly refusedSecrets: number }
-  | { readonly kind: "retry"; readonly error: string }
-  /** The app has no way to revoke, or none for this kind of token. */
-  | { readonly kind: "unsupported" };
 
 /** The page that the browser is sent to. The app's own parameters come first, so that they cannot replace ours. */
 export async function authorizationUrl(
@@ -116,33 +109,6 @@ export function refreshGrant(
   );
 }
 
-/** Asks the provider to revoke one token (RFC 7009). A token that the provider does not know is revoked. */
-export async function revokeToken(
-  access: ProviderAccess,
-  context: ProviderContext,
-  { token, hint }: { token: string; hint: "refresh_token" | "access_token" },
-): Promise<RevocationOutcome> {
-  const { revoke } = context.app.oauth2;
-  if (revoke === undefined) return { kind: "unsupported" };
-  let error = "";
-  for (const [refusedSecrets, authentication] of authenticationsOf(context).entries()) {
-    try {
-      const options = { ...optionsOf(access, context), additionalParameters: { token_type_hint: hint } };
-      const server = serverOf(context);
-      const response = await oauth.revocationRequest(server, clientOf(context.client), authentication, token, options);
-      if (response.status === 200 || response.status === 204) return { kind: "revoked", refusedSecrets };
-      error = errorOf(await readJson(response)) ?? `HTTP_${response.status}`;
-      if (error === "invalid_token") return { kind: "revoked", refusedSecrets };
-      if (error === "unsupported_token_type") return { kind: "unsupported" };
-      if (error !== "invalid_client" && error !== "HTTP_401") break;
-    } catch (failure) {
-      if (!(failure instanceof EgressError)) throw failure;
-      return { kind: "retry", error: `EGRESS_${failure.kind.toUpperCase()}` };
-    }
-  }
-  return { kind: "retry", error };
-}
-
 type Options = oauth.TokenEndpointRequestOptions;
 
 async function requestToken(
@@ -154,7 +120,7 @@ async function requestToken(
   let refusedSecrets = 0;
   const endMs = performance.now() + (access.timeoutMs ?? totalTimeoutMs);
   // A client that is refused has spent nothing yet, so the next secret may be tried: rotation without downtime.
-  for (const authentication of authenticationsOf(context)) {
+  for (const authentication of authenticationsOf(context.client, context.app.oauth2.token.client_authentication)) {
     outcome = await attempt(authentication);
     if (outcome.kind !== "client_rejected") break;
     refusedSecrets += 1;
@@ -179,31 +145,36 @@ async function requestToken(
   }
 }
 
-function authenticationsOf({ app, client }: ProviderContext): readonly oauth.ClientAuth[] {
+/** The ways to authenticate a client, one for each of its secrets, in the order in which they are tried. */
+export function authenticationsOf(
+  { secrets }: OauthClient,
+  way: OauthApp["oauth2"]["token"]["client_authentication"],
+): readonly oauth.ClientAuth[] {
   // A public client: PKCE alone proves that who exchanges the code is who asked for it.
-  if (client.secrets.length === 0) return [oauth.None()];
-  switch (app.oauth2.token.client_authentication) {
+  if (secrets.length === 0) return [oauth.None()];
+  switch (way) {
     case "none":
       return [oauth.None()];
     case "client_secret_basic":
-      return client.secrets.map((secret) => oauth.ClientSecretBasic(secret));
+      return secrets.map((secret) => oauth.ClientSecretBasic(secret));
     case "client_secret_post":
-      return client.secrets.map((secret) => oauth.ClientSecretPost(secret));
+      return secrets.map((secret) => oauth.ClientSecretPost(secret));
   }
 }
 
-function serverOf({ app, fields }: ProviderContext): oauth.AuthorizationServer {
-  const { issuer, token, revoke } = app.oauth2;
+/** The app's provider as the library wants it. */
+export function serverOf({ app, fields }: ProviderContext): oauth.AuthorizationServer {
+  const { issuer, token } = app.oauth2;
   return {
     // The library wants one; where the app names none, nothing is compared with it.
     issuer: issuer ?? new URL(endpointUrl(token.url, fields)).origin,
     authorization_response_iss_parameter_supported: issuer !== undefined,
     token_endpoint: endpointUrl(token.url, fields),
-    ...(revoke && { revocation_endpoint: endpointUrl(revoke.url, fields) }),
   };
 }
 
-function clientOf({ clientId }: OauthClient): oauth.Client {
+/** The client as the library wants it. */
+export function clientOf({ clientId }: OauthClient): oauth.Client {
   return { client_id: clientId };
 }
 
@@ -212,9 +183,4 @@ function optionsOf(access: ProviderAccess, { app }: ProviderContext) {
     [oauth.customFetch]: (url: string, { method, headers, body }: oauth.CustomFetchOptions<"POST", URLSearchParams>) =>
       sendToProvider(access, app, url, { method, headers, body }),
   };
-}
-
-function errorOf(body: unknown): string | undefined {
-  const { error } = Object(body) as { readonly error?: unknown };
-  return typeof error === "string" ? errorName(error) : undefined;
 }

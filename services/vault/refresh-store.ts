@@ -13,7 +13,7 @@ import {
 import type { OauthClient } from "./oauth-clients.ts";
 import { persist } from "./persist.ts";
 import { recordRefresh } from "./refresh-records.ts";
-import { insertRevocation, prepareRevocation } from "./revocations.ts";
+import { insertRevocations, prepareRevocation } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
 import type { Spool } from "./spool.ts";
@@ -115,8 +115,8 @@ async function recordOnce(
   if (now?.lastIntentId === intentId) return { kind: "refreshed" };
   if (now?.state !== "REVOKED") return { kind: "current" };
   if (revoker !== undefined) {
-    const prepared = await prepareRevocation(secrets, subject, { ...material, client: revoker });
-    await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
+    const prepared = await prepareRevocation(secrets, now, { ...material, client: revoker });
+    await db.transaction().execute((transaction) => insertRevocations(transaction, [prepared]));
   }
   return { kind: "unusable" };
 }

@@ -1,22 +1,26 @@
-// Tells a provider that a grant is over (RFC 7009): one job of the outbox. The refresh token goes first, since with most
-// providers it takes the whole grant along. The queue repeats what fails; after seven days the record says FAILED, for ever,
-// and the tokens are wiped all the same.
+// Tells a provider that a grant is over: one job of the outbox. The refresh token goes first, since with most providers it
+// takes the whole grant along. The queue repeats what may pass; what the provider refuses for good, and what has not passed
+// after seven days, is FAILED for ever, and the tokens are wiped all the same.
 import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
 import { findOauthClientState, noteSecretTaken, type OauthClient, type OauthClientState } from "./oauth-clients.ts";
-import { isOauthApp, revokeToken } from "./provider.ts";
+import { isOauthApp } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
+import { type RevocationOutcome, revokeToken } from "./provider-revocation.ts";
 import {
-  completeRevocation,
+  confirmRevocation,
+  failRevocation,
   findRevocation,
   noteRevocationError,
+  type RevocationKey,
   type RevocationRow,
   type RevocationSecrets,
   revocationOwner,
 } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
+import { deferRevocations, endsSiblings, settleDeferredRevocations } from "./shared-grants.ts";
 
 /** What the job needs. */
 export interface RevocationJobOptions {
@@ -27,54 +31,73 @@ export interface RevocationJobOptions {
   readonly log: Logger;
 }
 
-/** One attempt; throws to be repeated. */
-export async function revoke(
-  options: RevocationJobOptions,
-  key: { readonly projectId: string; readonly id: string },
-  isLast: boolean,
-): Promise<void> {
-  const { db, log } = options;
-  const row = await findRevocation(db, key);
-  if (row === undefined || row.state !== "PENDING") return;
-  const error = await tell(options, row).catch((failure: unknown) => {
-    // A sealed vault, a record that does not open, fields that fit no endpoint: the attempts end here too.
-    if (failure instanceof StatusError) return failure.reason;
-    log.error({ revocationId: key.id, err: failure }, "a revocation met a fault of our own");
-    return "INTERNAL";
-  });
-  const { id, accountId, appSlug } = row;
-  if (error === undefined) {
-    await completeRevocation(db, key, "DONE");
-    log.info({ revocationId: id, accountId, appSlug }, "revoked at the provider");
-    return;
+/** An attempt that failed and is to be repeated, not before so many seconds when the provider has named them. */
+export class RevocationRetry extends Error {
+  readonly waitSeconds: number;
+
+  constructor(reason: string, waitSeconds: number) {
+    super(reason);
+    this.waitSeconds = waitSeconds;
   }
-  await noteRevocationError(db, key, error);
-  log.warn({ revocationId: id, accountId, appSlug, error }, "the provider did not revoke");
-  if (!isLast && !row.expired) throw new Error(error);
-  await completeRevocation(db, key, "FAILED");
 }
 
-/** Tells the provider of both tokens; gives why it could not, by a stable name. */
-async function tell(options: RevocationJobOptions, row: RevocationRow) {
+/** One attempt; throws to be repeated. */
+export async function revoke(options: RevocationJobOptions, key: RevocationKey, isLast: boolean): Promise<void> {
+  const { db, log, catalog } = options;
+  const row = await findPending(options, key);
+  if (row === undefined) return;
+  const outcome = await tell(options, row).catch((failure: unknown): RevocationOutcome => {
+    // A sealed vault, a record that does not open, fields that fit no endpoint: the attempts end here too.
+    if (failure instanceof StatusError) return { kind: "retry", error: failure.reason };
+    log.error({ revocationId: key.id, err: failure }, "a revocation met a fault of our own");
+    return { kind: "retry", error: "INTERNAL" };
+  });
+  const { id, accountId, appSlug } = row;
+  if (outcome.kind === "revoked") {
+    await confirmRevocation(db, key, row.readTime);
+    log.info({ revocationId: id, accountId, appSlug }, "revoked at the provider");
+  } else {
+    await noteRevocationError(db, key, outcome.error);
+    log.warn({ revocationId: id, accountId, appSlug, error: outcome.error }, "the provider did not revoke");
+    const isOver = outcome.kind === "refused" || isLast || row.expired;
+    if (!isOver) throw new RevocationRetry(outcome.error, outcome.retryAfterSeconds ?? 0);
+    await failRevocation(db, key);
+  }
+  if (endsSiblings(catalog, appSlug)) await settleDeferredRevocations(db, key.projectId);
+}
+
+/** The record, unless it has ended, or has siblings now: an account may have been connected since it was written. */
+async function findPending({ db, catalog }: RevocationJobOptions, key: RevocationKey) {
+  const row = await findRevocation(db, key);
+  if (row === undefined || row.state !== "PENDING") return undefined;
+  if (!endsSiblings(catalog, row.appSlug)) return row;
+  await deferRevocations(db, catalog, { projectId: row.projectId, accountIds: [row.accountId] });
+  const now = await findRevocation(db, key);
+  return now?.state === "PENDING" ? now : undefined;
+}
+
+/** Tells the provider of both tokens. */
+async function tell(options: RevocationJobOptions, row: RevocationRow): Promise<RevocationOutcome> {
   const { secrets, catalog, providers } = options;
   const app = catalog.get(row.appSlug);
-  if (app === undefined || !isOauthApp(app)) return "APP_NOT_IN_CATALOG";
+  if (app === undefined || !isOauthApp(app)) return { kind: "retry", error: "APP_NOT_IN_CATALOG" };
   const value = await secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
   const found = await presentClient(options, row, value.client);
   const context = { app, client: found?.client ?? value.client, fields: value.fields };
+  let refused: RevocationOutcome | undefined;
   for (const hint of ["refresh_token", "access_token"] as const) {
     const token = hint === "refresh_token" ? value.refreshToken : value.accessToken;
     if (token === undefined) continue;
     const outcome = await revokeToken(providers, context, { token, hint });
-    if (outcome.kind === "retry") return outcome.error;
+    if (outcome.kind === "retry") return outcome;
     if (outcome.kind === "revoked" && found !== undefined) {
       await noteSecretTaken(options, found, outcome.refusedSecrets);
     }
     // An access token that cannot be revoked by itself went with its refresh token.
-    const isCovered = hint === "access_token" && value.refreshToken !== undefined;
-    if (outcome.kind === "unsupported" && !isCovered) return "REVOCATION_UNSUPPORTED";
+    const isCovered = hint === "access_token" && value.refreshToken !== undefined && refused === undefined;
+    if (outcome.kind === "refused" && !isCovered) refused = outcome;
   }
-  return undefined;
+  return refused ?? { kind: "revoked", refusedSecrets: 0 };
 }
 
 /** The record's client with the secrets that it has by now; undefined where it is gone, and those of the record are what there is. */

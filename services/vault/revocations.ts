@@ -18,7 +18,10 @@ const revocationDays = 7;
 const maxAttempts = 40;
 
 /** A row of the table. */
-export type RevocationRow = Selectable<RevocationsTable> & { readonly expired: boolean };
+export type RevocationRow = Selectable<RevocationsTable> & { readonly expired: boolean; readonly readTime: Date };
+
+/** Names one record. */
+export type RevocationKey = Pick<RevocationsTable, "projectId" | "id">;
 
 /** What is sealed in a row. */
 export interface RevocationSecrets {
@@ -30,9 +33,16 @@ export interface RevocationSecrets {
 }
 
 /** A record that is sealed and not yet written. */
-export type PreparedRevocation = Subject & { readonly id: string; readonly sealed: SealedColumns | undefined };
+export type PreparedRevocation = RevocationSubject & {
+  readonly id: string;
+  readonly sealed: SealedColumns | undefined;
+};
 
 type Subject = Pick<CredentialRow, "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug">;
+
+/** Whose grant is to be revoked. */
+export type RevocationSubject = Subject &
+  Pick<CredentialRow, "oauthAppId" | "identityDigest"> & { readonly revokeSharedGrant?: boolean };
 
 /** What a row's blob is bound to. */
 export function revocationOwner(row: Subject & { readonly id: string }): SecretOwner {
@@ -43,40 +53,49 @@ export function revocationOwner(row: Subject & { readonly id: string }): SecretO
 /** Seals what is to be revoked. Without a value the record says that there was nothing left to revoke with. */
 export async function prepareRevocation(
   secrets: Secrets,
-  { projectId, environment, externalUserId, accountId, appSlug }: Subject,
+  of: RevocationSubject,
   value: RevocationSecrets | undefined,
 ): Promise<PreparedRevocation> {
-  const subject = { projectId, environment, externalUserId, accountId, appSlug, id: newId("rev") };
+  const { projectId, environment, externalUserId, accountId, appSlug, oauthAppId, identityDigest } = of;
+  const whose = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId, identityDigest };
+  const subject = { ...whose, revokeSharedGrant: of.revokeSharedGrant ?? false, id: newId("rev") };
   const owner = revocationOwner(subject);
   const sealed = value && sealWith(await secrets.prepare(owner), owner, 0n, value);
   return { ...subject, sealed };
 }
 
-/** Writes the record and queues its job; call it in the transaction of the change that causes it. */
-export async function insertRevocation(db: VaultDatabase, { sealed, ...subject }: PreparedRevocation): Promise<void> {
-  const outcome = sealed
-    ? { ...sealed, state: "PENDING" as const }
-    : { state: "FAILED" as const, lastError: "SECRET_UNREADABLE", completeTime: sql<Date>`now()` };
-  await db
-    .insertInto("revocations")
-    .values({ ...subject, ...outcome, expireTime: sql<Date>`now() + make_interval(days => ${revocationDays})` })
-    .execute();
-  if (sealed === undefined) return;
-  const payload = JSON.stringify({ projectId: subject.projectId, id: subject.id });
-  await sql`select graphile_worker.add_job(${revokeTask}, ${payload}::json, max_attempts => ${maxAttempts}::int)`.execute(
-    db,
-  );
+/** Writes records and queues their jobs; call it in the transaction of the change that causes them. */
+export async function insertRevocations(db: VaultDatabase, prepared: readonly PreparedRevocation[]): Promise<void> {
+  if (prepared.length === 0) return;
+  const expireTime = sql<Date>`now() + make_interval(days => ${revocationDays})`;
+  const unreadable = {
+    ...wiped,
+    state: "FAILED",
+    lastError: "SECRET_UNREADABLE",
+    completeTime: sql<Date>`now()`,
+  } as const;
+  const rows = prepared.map(({ sealed, ...subject }) => ({
+    ...{ ...subject, expireTime },
+    ...(sealed ? { ...sealed, state: "PENDING" as const, lastError: "", completeTime: null } : unreadable),
+  }));
+  await db.insertInto("revocations").values(rows).execute();
+  const jobs = prepared.filter(({ sealed }) => sealed).map(({ projectId, id }) => JSON.stringify({ projectId, id }));
+  if (jobs.length === 0) return;
+  await sql`
+    select count(*) from graphile_worker.add_jobs(array(
+      select row(${revokeTask}, payload, null, null, ${maxAttempts}, null, null, null)::graphile_worker.job_spec
+      from unnest(${jobs}::json[]) as payload))`.execute(db);
 }
 
 /** Reads one record. */
 export async function findRevocation(
   db: VaultDatabase,
-  { projectId, id }: Pick<RevocationsTable, "projectId" | "id">,
+  { projectId, id }: RevocationKey,
 ): Promise<RevocationRow | undefined> {
   return db
     .selectFrom("revocations")
     .selectAll()
-    .select(sql<boolean>`expire_time <= now()`.as("expired"))
+    .select([sql<boolean>`expire_time <= now()`.as("expired"), sql<Date>`clock_timestamp()`.as("readTime")])
     .where("projectId", "=", projectId)
     .where("id", "=", id)
     .executeTakeFirst();
@@ -98,33 +117,26 @@ export async function listRevocationStates(
   return new Map(rows.map(({ accountId, state }) => [accountId, state]));
 }
 
-/** Ends a record and wipes its tokens. */
-export async function completeRevocation(
-  db: VaultDatabase,
-  { projectId, id }: Pick<RevocationsTable, "projectId" | "id">,
-  state: "DONE" | "FAILED",
-): Promise<void> {
-  await db
-    .updateTable("revocations")
-    .set({ ...wiped, state, completeTime: sql<Date>`now()` })
-    .where("projectId", "=", projectId)
-    .where("id", "=", id)
+/** Ends a record that the provider has confirmed, by a call that began at that time, and wipes its tokens. */
+export async function confirmRevocation(db: VaultDatabase, key: RevocationKey, toldTime: Date): Promise<void> {
+  await ofKey(db, key)
+    .set({ ...wiped, state: "DONE", toldTime, completeTime: sql<Date>`now()` })
+    // Deferred while the call was under way: the provider has revoked it all the same.
+    .where("state", "in", ["PENDING", "DEFERRED"])
+    .execute();
+}
+
+/** Gives a record up for good and wipes its tokens. */
+export async function failRevocation(db: VaultDatabase, key: RevocationKey): Promise<void> {
+  await ofKey(db, key)
+    .set({ ...wiped, state: "FAILED", completeTime: sql<Date>`now()` })
     .where("state", "=", "PENDING")
     .execute();
 }
 
 /** Notes why an attempt failed, by a stable name. */
-export async function noteRevocationError(
-  db: VaultDatabase,
-  { projectId, id }: Pick<RevocationsTable, "projectId" | "id">,
-  lastError: string,
-): Promise<void> {
-  await db
-    .updateTable("revocations")
-    .set({ lastError })
-    .where("projectId", "=", projectId)
-    .where("id", "=", id)
-    .execute();
+export async function noteRevocationError(db: VaultDatabase, key: RevocationKey, lastError: string): Promise<void> {
+  await ofKey(db, key).set({ lastError }).execute();
 }
 
 /** How many providers are still to be told, over all projects, and the database's time. */
@@ -135,4 +147,8 @@ export async function countPendingRevocations(db: VaultDatabase): Promise<{ coun
     .select(sql<Date>`now()`.as("time"))
     .where("state", "=", "PENDING")
     .executeTakeFirstOrThrow();
+}
+
+function ofKey(db: VaultDatabase, { projectId, id }: RevocationKey) {
+  return db.updateTable("revocations").where("projectId", "=", projectId).where("id", "=", id);
 }

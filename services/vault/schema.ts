@@ -60,6 +60,10 @@ export interface CredentialsTable {
   readonly revokeTime: Date | null;
   /** Imported and still refreshed by another system: leased while it is valid, never refreshed here. */
   readonly shadow: Generated<boolean>;
+  /** What was destroyed, by its kind. */
+  readonly destroyedKinds: Generated<readonly string[]>;
+  /** Of the provider's name for its user; null where it is not known. */
+  readonly identityDigest: Buffer | null;
 }
 
 /** A project's own OAuth clients. */
@@ -114,7 +118,11 @@ export interface RevocationsTable {
   readonly externalUserId: string;
   readonly accountId: string;
   readonly appSlug: string;
-  readonly state: "PENDING" | "DONE" | "FAILED";
+  readonly oauthAppId: Generated<string>;
+  readonly identityDigest: Buffer | null;
+  /** The provider is told even where that ends other accounts' grants: shared-grants.ts. */
+  readonly revokeSharedGrant: Generated<boolean>;
+  readonly state: "PENDING" | "DEFERRED" | "DONE" | "FAILED";
   readonly blob: Buffer | null;
   readonly dataKeyId: string | null;
   readonly wrappedDataKey: Buffer | null;
@@ -123,6 +131,8 @@ export interface RevocationsTable {
   readonly createTime: Generated<Date>;
   readonly expireTime: Date;
   readonly completeTime: Date | null;
+  /** When the call began that the provider confirmed. */
+  readonly toldTime: Date | null;
 }
 
 /** One row at most: the key-encryption key that everything is to be wrapped under. */

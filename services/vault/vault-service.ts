@@ -3,6 +3,7 @@
 import type { Catalog } from "#libs/catalog.ts";
 import { unimplemented } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
+import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
@@ -40,16 +41,17 @@ export interface Operations {
   readonly rotation: Rotation;
   readonly importFormats: ImportFormats;
   readonly signals: LeaseSignals;
+  readonly signingKey: SigningKey;
 }
 
 /** The service over its collaborators. */
 export function vaultService(
   options: VaultServiceOptions,
-  { sealState, rotation, importFormats, signals }: Operations,
+  { sealState, rotation, importFormats, signals, signingKey }: Operations,
 ): VaultHandlers {
   const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
-    ...credentialHandlers({ ...options, signals }),
+    ...credentialHandlers({ ...options, signals, signingKey }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
     async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {

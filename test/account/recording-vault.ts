@@ -46,7 +46,12 @@ export async function startRecordingVault() {
       receipts: accountIds.map((accountId) => {
         const destroyTime = destroyed.get(accountId) ?? new Date();
         destroyed.set(accountId, destroyTime);
-        const whose = { accountId, externalUserId: "from-the-vault", appSlug: "from-the-vault", jws: "" };
+        const whose = {
+          accountId,
+          externalUserId: "from-the-vault",
+          appSlug: "from-the-vault",
+          jws: `signed-${accountId}`,
+        };
         return { ...whose, destroyTime, providerRevocation: ProviderRevocation.PENDING };
       }),
     }),

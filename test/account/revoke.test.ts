@@ -33,7 +33,7 @@ test("deletes an account with a receipt, refuses it from then on, and says so ag
   const { id } = await newKeyAccount(account, acme.token);
   const request = { environment: development, accountId: id } as const;
   const { receipt } = await api.deleteAccount(request, call(acme.token));
-  expect(receipt).toMatchObject({ accountId: id, providerRevocation: ProviderRevocation.PENDING });
+  expect(receipt).toMatchObject({ accountId: id, providerRevocation: ProviderRevocation.PENDING, jws: `signed-${id}` });
   const refusal = await api.getAccount(request, call(acme.token)).catch((error) => error);
   expect(refusal).toMatchObject({ code: "FAILED_PRECONDITION", reason: "ACCOUNT_REVOKED" });
   expect(refusal.message).toMatch(/^The account was revoked at \d{4}-\d\d-\d\dT[\d:.]+Z\.$/);
@@ -110,6 +110,7 @@ test("revokes a whole environment with one receipt for each account, and nothing
   expect(receipts.map(({ receipt }) => receipt?.accountId).sort()).toEqual([...ids].sort());
   expect(receipts.every(({ totalSize }) => totalSize === 450)).toBe(true);
   expect(receipts.every(({ receipt }) => receipt?.destroyTime instanceof Date)).toBe(true);
+  expect(receipts.every(({ receipt }) => receipt?.jws === `signed-${receipt?.accountId}`)).toBe(true);
   expect(await listed(acme.token)).toBe(0);
   expect(await listed(other.token)).toBe(3);
   expect((await api.listAccounts({ environment: production }, call(acme.token))).totalSize).toBe(1);

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, expect, test } from "vitest";
 import { openConnection } from "#libs/database.ts";
 import { createClient } from "#libs/rpc-client.ts";
+import { readPublicKey } from "#libs/signing-key.ts";
 import { ProviderRevocation } from "#proto/deputy/account/v1/accounts.ts";
 import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
@@ -14,7 +15,8 @@ import { failure, startChild } from "../../dev/child.ts";
 import { freePorts } from "../../dev/ports.ts";
 import { answerConsent } from "../../dev/sandbox-consent.ts";
 import { startSandboxProvider } from "../../dev/sandbox-provider.ts";
-import { prepareState } from "../../dev/state.ts";
+import { prepareState, readSecret } from "../../dev/state.ts";
+import { receiptVerifier } from "../../services/vault/receipts.ts";
 import { createTestDatabase } from "../support/postgres.ts";
 import { testTls } from "../support/tls.ts";
 import {
@@ -186,6 +188,11 @@ test("revokes a user's accounts: credentials gone from the vault, the provider t
   });
   expect(outcome[accountId]).toMatchObject({ externalUserId: "Rob", appSlug: "sandbox" });
   expect(outcome[accountId]?.destroyTime).toBeInstanceOf(Date);
+  const verify = receiptVerifier([await readPublicKey("the key", readSecret(state.vaultSigningKeyFile))]);
+  for (const { receipt } of receipts) {
+    const { accountId: account_id, externalUserId: external_user_id, jws = "" } = receipt ?? {};
+    expect(await verify(jws)).toMatchObject({ receipt: { account_id, external_user_id } });
+  }
   const inVault = await openConnection({
     ...vaultDatabase.superuser,
     applicationName: "test",

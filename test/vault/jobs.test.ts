@@ -36,12 +36,14 @@ beforeEach(async () => {
   await vault.putClient();
 });
 
-test("does not take a refresh token that the provider cannot revoke for revoked", async () => {
+test("gives up at once what the provider cannot revoke, having tried both tokens", async () => {
   const accountId = await connectAccount();
+  const asked = shim.requests.length;
   unsupported(0);
   await destroy(accountId);
-  await until(async () => (await revocationOf(accountId))?.lastError === "REVOCATION_UNSUPPORTED");
-  expect(await revocationOf(accountId)).toMatchObject({ state: "PENDING" });
+  await until(async () => (await revocationOf(accountId))?.state === "FAILED");
+  expect(await revocationOf(accountId)).toMatchObject({ blob: null, lastError: "REVOCATION_UNSUPPORTED" });
+  expect(shim.requests.slice(asked)).toEqual(["/token/revocation", "/token/revocation"]);
 });
 
 test("takes an access token that cannot be revoked by itself for gone with its refresh token", async () => {

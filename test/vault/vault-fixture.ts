@@ -1,6 +1,6 @@
 // A vault as its process runs it, on a true database, between an account service that publishes token keys and the true
 // sandbox provider behind a shim. Several vaults can share one database.
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { sql } from "kysely";
@@ -12,6 +12,7 @@ import { createLogger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
+import { readSigningKey } from "#libs/signing-key.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
@@ -87,6 +88,7 @@ export async function vaultFixture(given?: TestDatabase) {
   await createKeyringFile({ path: keyringFile, now: Date.now });
   const signingKeyFile = join(directory, "signing-key.pem");
   await ensureSigningKey(signingKeyFile);
+  const signingKey = await readSigningKey("the key", await readFile(signingKeyFile, "utf8"));
 
   const tls = await testTls("sandbox");
   const provider = await startSandboxProvider({
@@ -147,7 +149,7 @@ export async function vaultFixture(given?: TestDatabase) {
       definition: CredentialVaultDefinition,
       handlers: vaultService(
         { db: vaultDb, secrets, catalog, authorizer, refresher },
-        { sealState, rotation, importFormats: more.importFormats ?? {}, signals },
+        { sealState, rotation, importFormats: more.importFormats ?? {}, signals, signingKey },
       ),
       callers: vaultCallers,
       authenticate: authenticator(keys, Date.now),

@@ -85,6 +85,11 @@ export const ProviderRevocation = {
   DONE: 3,
   /** FAILED - Given up: the user should remove the grant at the provider. */
   FAILED: 4,
+  /**
+   * DEFERRED - The provider would end the grants of the user's other accounts as well: it is told when the last of them is destroyed.
+   * The tokens are gone already.
+   */
+  DEFERRED: 5,
 } as const;
 
 export type ProviderRevocation = typeof ProviderRevocation[keyof typeof ProviderRevocation];
@@ -95,6 +100,7 @@ export namespace ProviderRevocation {
   export type PENDING = typeof ProviderRevocation.PENDING;
   export type DONE = typeof ProviderRevocation.DONE;
   export type FAILED = typeof ProviderRevocation.FAILED;
+  export type DEFERRED = typeof ProviderRevocation.DEFERRED;
 }
 
 /** One connected app of one external user: who connected what. Never holds a secret. */
@@ -161,7 +167,10 @@ export interface RevocationReceipt {
     | undefined;
   /** Output only. What became of the grant at the provider. */
   providerRevocation: ProviderRevocation;
-  /** Output only. This receipt as a compact JWS; empty where the vault signs none. */
+  /**
+   * Output only. This receipt as a compact JWS, signed by the vault; empty in a dry run, and where the vault had no
+   * credential to destroy.
+   */
   jws: string;
 }
 

@@ -230,6 +230,8 @@ export interface DestroyCredentialsRequest {
   environment: Environment;
   /** Required. The accounts. */
   accountIds: string[];
+  /** Optional. Tells the provider at once, even where that ends the grants of the user's other accounts. */
+  revokeSharedGrant: boolean;
 }
 
 /** What was destroyed; accounts that have no credential are left out. */
@@ -1695,7 +1697,7 @@ export const RevealCredentialResponse_ValuesEntry: MessageFns<RevealCredentialRe
 };
 
 function createBaseDestroyCredentialsRequest(): DestroyCredentialsRequest {
-  return { projectId: "", environment: 0, accountIds: [] };
+  return { projectId: "", environment: 0, accountIds: [], revokeSharedGrant: false };
 }
 
 export const DestroyCredentialsRequest: MessageFns<DestroyCredentialsRequest> = {
@@ -1708,6 +1710,9 @@ export const DestroyCredentialsRequest: MessageFns<DestroyCredentialsRequest> = 
     }
     for (const v of message.accountIds) {
       writer.uint32(26).string(v!);
+    }
+    if (message.revokeSharedGrant !== false) {
+      writer.uint32(32).bool(message.revokeSharedGrant);
     }
     return writer;
   },
@@ -1749,6 +1754,14 @@ export const DestroyCredentialsRequest: MessageFns<DestroyCredentialsRequest> = 
             message.accountIds.push(reader.string());
             continue;
           }
+          case 4: {
+            if (tag !== 32) {
+              break;
+            }
+
+            message.revokeSharedGrant = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1769,6 +1782,7 @@ export const DestroyCredentialsRequest: MessageFns<DestroyCredentialsRequest> = 
     message.projectId = object.projectId ?? "";
     message.environment = object.environment ?? 0;
     message.accountIds = object.accountIds?.map((e) => e) || [];
+    message.revokeSharedGrant = object.revokeSharedGrant ?? false;
     return message;
   },
 };
