@@ -1,11 +1,13 @@
 // Opens the TLS connections of egress.ts, to judged addresses only. The name is resolved once per connection, all answers are
 // judged, and the socket dials out of exactly those answers: the lookup that the socket is given is the one that judges, so
-// there is no second lookup for a rebinding name to answer otherwise. Certificate and server name stay those of the URL.
+// there is no second lookup for a rebinding name to answer otherwise. Certificate and server name stay those of the URL. Where
+// the operator has an egress proxy, it is asked for exactly those answers too (egress-proxy.ts).
 import { isIP, type LookupFunction } from "node:net";
 import { createSecureContext, getCACertificates } from "node:tls";
 import { buildConnector } from "undici";
 import { type AddressRules, judgeAddresses, parseCidrs } from "./addresses.ts";
 import { denied, EgressError } from "./egress-error.ts";
+import { type EgressProxy, openTunnel } from "./egress-proxy.ts";
 import { notReady } from "./verdict.ts";
 
 /** All addresses of a host. */
@@ -21,11 +23,13 @@ export interface ConnectorOptions {
   /** PEM certificates trusted beside the system's. */
   readonly extraCa: string | undefined;
   readonly connectTimeoutMs: number;
+  /** Where all connections go through. */
+  readonly proxy: EgressProxy | undefined;
 }
 
 /** A connector for undici. Throws a RangeError for a faulty CIDR range. */
 export function openConnector(options: ConnectorOptions): buildConnector.connector {
-  const { exemptTargets, resolve, connectTimeoutMs } = options;
+  const { exemptTargets, resolve, connectTimeoutMs, proxy } = options;
   const privateRanges = parseCidrs(options.allowedPrivateCidrs);
   // Made once: reading the whole trust store again for each connection would cost milliseconds.
   const secureContext = createSecureContext({
@@ -58,26 +62,37 @@ export function openConnector(options: ConnectorOptions): buildConnector.connect
       callback(denied(literal), null);
       return;
     }
-    (isExempt ? dialExempt : dialJudged)(target, (...[error, socket]) => {
+    const connect = isExempt ? dialExempt : dialJudged;
+    const settle: buildConnector.Callback = (...[error, socket]) => {
       if (error === null) {
         callback(null, socket);
       } else {
         callback(connectFailure(error), null);
       }
-    });
+    };
+    if (proxy === undefined) {
+      connect(target, settle);
+      return;
+    }
+    const judge = () => judgedAddresses(resolve, host, isExempt ? exemptRules : rules);
+    openTunnel({ proxy, secureContext, timeoutMs: connectTimeoutMs }, judge, Number(target.port || 443)).then(
+      (httpSocket) => connect({ ...target, httpSocket }, settle),
+      (error: Error) => settle(error, null),
+    );
   };
+}
+
+async function judgedAddresses(resolve: Resolve, host: string, rules: AddressRules): Promise<readonly string[]> {
+  const verdict = judgeAddresses(isIP(host) === 0 ? await resolve(host) : [host], rules);
+  if (verdict.kind === "deny") throw denied(verdict);
+  return verdict.addresses;
 }
 
 function judgingLookup(resolve: Resolve, rules: AddressRules): LookupFunction {
   return (host, { all }, callback) => {
-    resolve(host).then(
-      (answers) => {
-        const verdict = judgeAddresses(answers, rules);
-        if (verdict.kind === "deny") {
-          callback(denied(verdict), []);
-          return;
-        }
-        const addresses = verdict.addresses.map((address) => ({ address, family: isIP(address) }));
+    judgedAddresses(resolve, host, rules).then(
+      (judged) => {
+        const addresses = judged.map((address) => ({ address, family: isIP(address) }));
         const [first] = addresses;
         if (all === true || first === undefined) {
           callback(null, addresses);

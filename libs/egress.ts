@@ -1,11 +1,13 @@
 // The only door to outgoing HTTP. It dials judged addresses only (egress-connector.ts) and gives back what the upstream said:
 // a redirect is data, an encoded body stays encoded, nothing is sent twice. What may be sent is judged before, by
 // destination.ts and request-headers.ts; here are the limits that hold whatever the target: one deadline for the whole
-// exchange, a size for headers and body, a lifetime for connections. Proxies named in the environment are not used.
+// exchange, a size for headers and body, a lifetime for connections. Proxies named in the environment are not used, only the
+// one that the options name.
 import { lookup } from "node:dns/promises";
 import { Agent, type Dispatcher } from "undici";
 import { openConnector, type Resolve } from "./egress-connector.ts";
 import { denied, EgressError, type EgressFailure } from "./egress-error.ts";
+import type { EgressProxy } from "./egress-proxy.ts";
 import type { Header } from "./request-headers.ts";
 import { type AnswerHeaders, readAnswerHeaders } from "./response-headers.ts";
 import { notReady } from "./verdict.ts";
@@ -47,6 +49,8 @@ export interface EgressOptions {
   /** PEM certificates trusted beside the system's. */
   readonly extraCa?: string;
   readonly connectTimeoutMs?: number;
+  /** The operator's egress proxy, for fixed outgoing addresses. */
+  readonly proxy?: EgressProxy;
   readonly maxHeaderBytes?: number;
   /** A connection takes no new request after this time, so that its address is judged again. */
   readonly connectionLifetimeMs?: number;
@@ -67,6 +71,7 @@ export function openEgress(options: EgressOptions = {}): Egress {
       allowedPrivateCidrs: options.allowedPrivateCidrs ?? [],
       extraCa: options.extraCa,
       connectTimeoutMs: options.connectTimeoutMs ?? 5000,
+      proxy: options.proxy,
     }),
     allowH2: false,
     // More than any project may have in flight; beyond it requests wait, within their deadline.

@@ -2,7 +2,9 @@
 import { parseCidrs } from "./addresses.ts";
 import type { Config } from "./config.ts";
 import type { EgressOptions } from "./egress.ts";
+import type { EgressProxy } from "./egress-proxy.ts";
 import type { TlsIdentity } from "./rpc.ts";
+import { Secret } from "./secret.ts";
 
 /** What every service is told. */
 export const serviceSettings = {
@@ -35,6 +37,12 @@ export const egressSettings = {
     help: "Private ranges, as 10.1.0.0/16, that names of upstreams may lead to; never loopback, link-local or metadata.",
   },
   DEPUTY_EGRESS_CA_FILE: { kind: "file", default: "", help: "Authorities trusted beside the system's, PEM." },
+  DEPUTY_EGRESS_PROXY_URL: {
+    kind: "url",
+    default: "",
+    help: "Proxy that all outgoing requests leave by (CONNECT), as http://10.1.0.5:3128 or https://...; HTTPS_PROXY and its like are ignored.",
+  },
+  DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE: { kind: "secret", default: "", help: "user:password for the egress proxy." },
 } as const;
 
 /** Where a service finds the others. */
@@ -74,7 +82,27 @@ export function egressOptions(
   const allowedPrivateCidrs = config.DEPUTY_EGRESS_PRIVATE_CIDRS;
   checkCidrs("DEPUTY_EGRESS_PRIVATE_CIDRS", allowedPrivateCidrs);
   const extraCa = config.DEPUTY_EGRESS_CA_FILE;
-  return { exemptTargets, allowedPrivateCidrs, ...(extraCa !== "" && { extraCa }) };
+  const proxy = egressProxy(config);
+  return { exemptTargets, allowedPrivateCidrs, ...(extraCa !== "" && { extraCa }), ...(proxy && { proxy }) };
+}
+
+function egressProxy(config: Config<typeof egressSettings>): EgressProxy | undefined {
+  const credentials = config.DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE;
+  if (config.DEPUTY_EGRESS_PROXY_URL === "") {
+    if (credentials !== "") throw new Error("DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE is for DEPUTY_EGRESS_PROXY_URL.");
+    return undefined;
+  }
+  const url = new URL(config.DEPUTY_EGRESS_PROXY_URL);
+  if (!["http:", "https:"].includes(url.protocol) || url.pathname !== "/" || url.search !== "" || url.hash !== "") {
+    throw new Error("DEPUTY_EGRESS_PROXY_URL must be http://host:port or https://host:port.");
+  }
+  if (url.username !== "" || url.password !== "") {
+    throw new Error("DEPUTY_EGRESS_PROXY_URL holds credentials: put them into DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE.");
+  }
+  if (credentials !== "" && !/^[^:\p{Cc}]+:\P{Cc}*$/u.test(credentials)) {
+    throw new Error("DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE must hold user:password on one line.");
+  }
+  return { url, ...(credentials !== "" && { credentials: new Secret(credentials) }) };
 }
 
 function checkCidrs(name: string, ranges: readonly string[]): void {

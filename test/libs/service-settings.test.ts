@@ -1,4 +1,7 @@
 // What services are told in common: how requests may leave, from the settings to the addresses that are dialled.
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { expect, test } from "vitest";
 import { parseConfig } from "#libs/config.ts";
 import { openEgress } from "#libs/egress.ts";
@@ -39,4 +42,33 @@ test("refuses test targets in production", () => {
   const targets = { DEPUTY_EGRESS_TEST_ALLOW: "localhost:7480" };
   expect(() => options(targets)).toThrow("DEPUTY_EGRESS_TEST_ALLOW is for development");
   expect(options({ ...targets, DEPUTY_DEVELOPMENT: "true" }).exemptTargets).toEqual(["localhost:7480"]);
+});
+
+test("names the egress proxy only when it is set, and takes its credentials from a file", async () => {
+  const directory = await mkdtemp(join(tmpdir(), "deputy-settings-"));
+  const file = join(directory, "credentials");
+  try {
+    await writeFile(file, "deputy:pass:word\n");
+    const url = { DEPUTY_EGRESS_PROXY_URL: "https://proxy.internal:3128" };
+    expect(options({}).proxy).toBeUndefined();
+    expect(options(url).proxy).toEqual({ url: new URL("https://proxy.internal:3128") });
+    const { proxy } = options({ ...url, DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE: file });
+    expect(proxy?.credentials?.reveal()).toBe("deputy:pass:word");
+    expect(() => options({ DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE: file })).toThrow("is for DEPUTY_EGRESS_PROXY_URL");
+    await writeFile(file, "s3cret");
+    const faulty = () => options({ ...url, DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE: file });
+    expect(faulty).toThrow(/^DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE must hold user:password on one line\.$/);
+  } finally {
+    await rm(directory, { recursive: true });
+  }
+});
+
+test.each([
+  ["socks5://10.0.0.1:1080", "must be http://host:port or https://host:port"],
+  ["http://10.0.0.1:3128/path", "must be http://host:port or https://host:port"],
+  ["http://deputy:s3cret@10.0.0.1:3128", "holds credentials"],
+])("refuses the egress proxy %s", (url, message) => {
+  const faulty = () => options({ DEPUTY_EGRESS_PROXY_URL: url });
+  expect(faulty).toThrow(`DEPUTY_EGRESS_PROXY_URL ${message}`);
+  expect(faulty).not.toThrow("s3cret");
 });
