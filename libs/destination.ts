@@ -87,6 +87,9 @@ function judgePath(baseText: string, rules: DestinationRules, input: string): De
   if (input.startsWith("//")) {
     return malformed("PROTOCOL_RELATIVE", "A path begins with exactly one slash.");
   }
+  if (baseText === "") {
+    return notReady("BASE_MISSING", "The app has no base URL to put a path below: give a whole URL.");
+  }
   const base = parseBase(baseText, rules);
   if (base.kind === "deny") {
     return base;

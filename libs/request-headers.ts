@@ -24,6 +24,8 @@ const restrictedNames = new Set([
   "note",
   "origin",
   "permissions-policy",
+  // CGI programs would take it for their HTTP_PROXY.
+  "proxy",
   "referer",
   "te",
   "trailer",

@@ -34,10 +34,38 @@ describe("judgeDestination", () => {
     ["/a%C2%85", "PATH_CONTROL_CHARACTER"],
     ["/a\u00a0b", "URL_SPACE"],
     ["/a\u200db", "URL_CONTROL_CHARACTER"],
+    ["https://api.acme.com:443:443/", "URL_UNPARSABLE"],
+    ["https://api.acme.com:+443/", "URL_UNPARSABLE"],
+    ["https://api.acme.com:\u0664\u0664\u0663/", "HOST_NOT_ASCII"],
+    ["https://slac\u212a.acme.com/", "HOST_NOT_ASCII"],
+    ["https://xn--.acme.com/", "HOST_NOT_A_NAME"],
+    ["https://a.0x1/", "URL_UNPARSABLE"],
+    ["https://foo.09/", "URL_UNPARSABLE"],
+    ["https://[::1]:443/", "IP_LITERAL"],
+    ["https://[::ffff:7f00:1]/", "IP_LITERAL"],
+    ["https://[64:ff9b::7f00:1]/", "IP_LITERAL"],
+    ["https://[2002:7f00:1::]/", "IP_LITERAL"],
+    ["https://[::127.0.0.1]/", "AUTHORITY_NOT_CANONICAL"],
+    ["https://kubernetes.default.svc/", "HOST_SPECIAL_USE"],
+    ["https://x.LOCAL/", "HOST_SPECIAL_USE"],
+    ["https://api.acme.com/\u00ad", "URL_CONTROL_CHARACTER"],
+    ["https://api.acme.com/\u{e0041}", "URL_CONTROL_CHARACTER"],
+    ["https://api.acme.com/\u2066", "URL_CONTROL_CHARACTER"],
+    ["/a%2f..%2fb", "PATH_DOT_SEGMENT"],
+    ["/..%2f..", "PATH_DOT_SEGMENT"],
+    ["/%252e%252e%252fadmin", "https://api.acme.com/v1/%252e%252e%252fadmin"],
+    ["/%2f%2fevil.com", "https://api.acme.com/v1/%2f%2fevil.com"],
+    ["/%u0041", "URL_ESCAPE"],
+    ["/x?y=%00", "https://api.acme.com/v1/x?y=%00"],
     [`/${"a".repeat(8192)}`, "URL_TOO_LONG"],
     [`/${"é".repeat(3000)}`, "URL_TOO_LONG"],
   ])("%s gives %s", (input, expected) => {
     expect(answer(acme, input)).toBe(expected);
+  });
+
+  it("puts a path below no base that the app does not have", () => {
+    expect(answer({ ...acme, baseUrl: "" }, "/x")).toBe("BASE_MISSING");
+    expect(answer({ ...acme, baseUrl: "" }, "https://api.acme.com/x")).toBe("https://api.acme.com/x");
   });
 
   it("names the host in the refusal, as existing clients expect", () => {

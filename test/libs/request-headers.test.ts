@@ -13,7 +13,7 @@ describe("judgeRequestHeaders", () => {
   it.each(
     (
       "ACCEPT-ENCODING ACCESS-CONTROL-REQUEST-HEADERS ACCESS-CONTROL-REQUEST-METHOD CONNECTION CONTENT-LENGTH COOKIE DATE DNT " +
-      "EXPECT HOST KEEP-ALIVE ORIGIN PERMISSIONS-POLICY REFERER TE TRAILER TRANSFER-ENCODING UPGRADE VIA NOTE PROXY-X SEC-X"
+      "EXPECT HOST KEEP-ALIVE ORIGIN PERMISSIONS-POLICY REFERER TE TRAILER TRANSFER-ENCODING UPGRADE VIA NOTE PROXY PROXY-X SEC-X HTTP2-SETTINGS"
     ).split(" "),
   )("refuses %s in any case and with _ for -", (name) => {
     for (const spelling of [
@@ -25,6 +25,24 @@ describe("judgeRequestHeaders", () => {
       const verdict = judgeRequestHeaders([[spelling, "x"]], []);
       expect(verdict).toMatchObject({ rule: "HEADER_RESTRICTED", code: "INVALID_ARGUMENT" });
       expect(verdict.kind === "deny" && verdict.message).toContain(spelling);
+    }
+  });
+
+  it("refuses a control character in a value wherever it stands, and lets every printable one pass", () => {
+    for (let code = 0; code <= 0x180; code += 1) {
+      const character = String.fromCharCode(code);
+      const isPassed = character === "\t" || (code >= 0x20 && code <= 0x7e);
+      for (const value of [character, `${character}a`, `a${character}`, `a${character}b`]) {
+        expect(ruleFor("x-a", value), `code ${code}`).toBe(isPassed ? "allow" : "HEADER_VALUE");
+      }
+    }
+  });
+
+  it("refuses every character in a name that no token has", () => {
+    const tokens = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    for (let code = 0; code <= 0x180; code += 1) {
+      const character = String.fromCharCode(code);
+      expect(ruleFor(`x${character}a`), `code ${code}`).toBe(tokens.includes(character) ? "allow" : "HEADER_NAME");
     }
   });
 
