@@ -56,8 +56,8 @@ export function judgeRequestHeaders(
 
 function headerFault(name: string, value: string, injected: ReadonlySet<string>): Denial | undefined {
   if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) {
-    // A faulty name is quoted as JSON and cut, so that it cannot break a line of a log or fill it.
-    return malformed("HEADER_NAME", `${JSON.stringify(name.slice(0, 64))} is not a header name.`);
+    // A faulty name is cut and loses what is not printable, so that it cannot break a line of a log or fill it.
+    return malformed("HEADER_NAME", `"${name.slice(0, 64).replace(/[^ -~]/g, "?")}" is not a header name.`);
   }
   if (name.length + value.length > maxHeaderBytes) {
     return malformed("HEADER_TOO_LONG", `Header ${name.slice(0, 64)} is longer than ${maxHeaderBytes} bytes.`);
