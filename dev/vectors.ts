@@ -2,7 +2,7 @@
 // behaviour on the wire and have tests of their own. Prints each miss, then the count; the exit code is 1 on a miss.
 import { readFileSync } from "node:fs";
 import { judgeAddresses, parseCidrs } from "#libs/addresses.ts";
-import { judgeDestination } from "#libs/destination.ts";
+import { type DestinationRules, judgeDestination } from "#libs/destination.ts";
 import { decodeTargetUrl } from "#libs/encoded-url.ts";
 import { judgeRequestHeaders } from "#libs/request-headers.ts";
 import type { Denial } from "#libs/verdict.ts";
@@ -51,6 +51,17 @@ export function runVector(vector: Vector): { readonly got: string; readonly expe
   };
 }
 
+/** The app's entry of a vector. */
+export function rulesOf({ config }: Pick<Vector, "config">): DestinationRules {
+  return {
+    baseUrl: config.base_proxy_target_url ?? "",
+    allowedDomains: config.allowed_domains ?? [],
+    allowedPorts: config.allowed_ports ?? [],
+    plaintextAllowed: config.allow_http ?? false,
+    proxyEnabled: config.proxy_enabled ?? true,
+  };
+}
+
 function expectedLine(vector: Vector): string {
   const addresses = vector.connect_to === undefined ? "" : ` at ${vector.connect_to.join(",")}`;
   return vector.expect === "deny" ? `deny ${vector.code}` : `allow ${vector.resolved ?? ""}${addresses}`;
@@ -77,14 +88,7 @@ function judge({ category, input, config }: Vector): Allowed | Denial {
   if (text.kind === "deny") {
     return text;
   }
-  const rules = {
-    baseUrl: config.base_proxy_target_url ?? "",
-    allowedDomains: config.allowed_domains ?? [],
-    allowedPorts: config.allowed_ports ?? [],
-    plaintextAllowed: config.allow_http ?? false,
-    proxyEnabled: config.proxy_enabled ?? true,
-  };
-  const verdict = judgeDestination(rules, config.custom_fields ?? {}, text.text);
+  const verdict = judgeDestination(rulesOf({ config }), config.custom_fields ?? {}, text.text);
   if (verdict.kind === "deny" || config.dns === undefined) {
     return verdict.kind === "deny" ? verdict : { kind: "allow", resolved: verdict.url.href };
   }

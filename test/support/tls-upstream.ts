@@ -28,8 +28,8 @@ export interface TlsUpstream {
 /** Raw bytes to write, or a function over the socket. */
 export type Answer = string | ((socket: TLSSocket) => void);
 
-/** Starts a server on loopback. */
-export async function startTlsUpstream(): Promise<TlsUpstream> {
+/** Starts a server on loopback, or on another address of this machine. */
+export async function startTlsUpstream(address = "127.0.0.1"): Promise<TlsUpstream> {
   const directory = await mkdtemp(join(tmpdir(), "deputy-upstream-"));
   const files = await ensureCertificates({
     directory,
@@ -61,7 +61,7 @@ export async function startTlsUpstream(): Promise<TlsUpstream> {
     });
   });
   server.on("tlsClientError", () => undefined);
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  await new Promise<void>((resolve) => server.listen(0, address, resolve));
   return {
     port: (server.address() as AddressInfo).port,
     ca: readFileSync(files.caFile, "utf8"),
