@@ -12,6 +12,7 @@ import { addHealthRoute, type HealthClient } from "./health.ts";
 import { httpError } from "./http-errors.ts";
 import { addOauthCallback, type CallbackClient } from "./oauth-callback.ts";
 import { addProxyRoutes, type ProxyClient } from "./proxy.ts";
+import { hostHeaderFault } from "./requests.ts";
 import { addTokenRoutes, type TokenClient } from "./tokens.ts";
 
 /** What the gateway works with. */
@@ -52,9 +53,11 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
 
   app.addHook("onRequest", async (request, reply) => {
     reply.header("x-request-id", request.id);
-    const names = request.raw.rawHeaders.filter((_text, index) => index % 2 === 0);
-    if (names.filter((name) => name.toLowerCase() === "host").length > 1) {
-      throw invalidField("host", "is given more than once");
+    const fault = hostHeaderFault(request);
+    if (fault !== undefined) {
+      // What is meant by the bytes behind such a request is anybody's guess.
+      reply.header("connection", "close");
+      throw invalidField("host", fault);
     }
   });
   app.addHook("onSend", async (_request, reply) => {

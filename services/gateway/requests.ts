@@ -8,6 +8,15 @@ import { Environment } from "#proto/deputy/account/v1/environment.ts";
 
 const callTimeoutMs = 10_000;
 
+/** What is wrong with whom a request is for: two servers in a row must not each see another host in it (RFC 9112, 3.2). */
+export function hostHeaderFault({ raw }: FastifyRequest): string | undefined {
+  const { url = "", headers, rawHeaders } = raw;
+  const names = rawHeaders.filter((_text, index) => index % 2 === 0);
+  if (names.filter((name) => name.toLowerCase() === "host").length > 1) return "is given more than once";
+  const [, authority] = /^[a-z]+:\/\/([^/?#]*)/i.exec(url) ?? [];
+  return authority === undefined || authority === headers.host ? undefined : "is not that of the request line";
+}
+
 /** The caller's bearer token. */
 export function bearerOf({ headers: { authorization } }: FastifyRequest): string | undefined {
   if (authorization === undefined) return undefined;
