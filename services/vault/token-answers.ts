@@ -38,8 +38,11 @@ const standardErrors: Readonly<Record<string, ErrorClass>> = {
   unsupported_grant_type: "integration",
 };
 
-// Ten years: beyond it the number is a mistake, and the database's times have an end too.
-const maxLifetimeSeconds = 315_360_000;
+// A year: beyond it the number is a mistake, and the database's times have an end too.
+const maxLifetimeSeconds = 31_536_000;
+
+// A token of another type needs more than to be shown (RFC 6749, 7.1). Slack says here whose its bearer tokens are.
+const usableTypes = ["bearer", "dpop", "bot", "user"];
 
 /** Judges a whole answer. */
 export function judgeTokenAnswer(
@@ -90,7 +93,10 @@ export function judgeTokenFailure({ kind, sent }: EgressError): TokenOutcome {
 
 function readGrant(values: Record<string, unknown>, scopeSeparator: string): TokenGrant | undefined {
   const accessToken = textOf(values.access_token);
-  if (accessToken === undefined) return undefined;
+  // RFC 6749, A.12: anything else would break the header that the token is put into.
+  if (accessToken === undefined || !/^[ -~]+$/.test(accessToken)) return undefined;
+  const type = textOf(values.token_type);
+  if (type !== undefined && !usableTypes.includes(type.toLowerCase())) return undefined;
   const refreshToken = textOf(values.refresh_token);
   // 0 is how some providers write that a token has no end: taken at its word, every call would refresh.
   const lifetimeSeconds = secondsOf(values.expires_in) || undefined;
