@@ -9,7 +9,8 @@ import { type Denial, denialError } from "./verdict.ts";
  * - `invalid`: the request cannot be put on the wire: a fault of our own code
  * - `connect`: no name, no route, refused, or no trusted TLS; `timeout`: out of time, connecting included
  * - `reset`: the connection broke after sending had begun
- * - `too_large`, `malformed`: an answer over a limit, or not valid HTTP; the upstream may have acted
+ * - `too_large`, `malformed`: a body over its limit, or no valid HTTP, which headers over theirs count as; the upstream may
+ *   have acted
  * - `aborted`: the caller left, or the process is stopping
  * - `withdrawn`: the caller's own last look, in the moment of sending, said no
  */
@@ -45,11 +46,15 @@ export function denied(denial: Denial): EgressError {
   return new EgressError("denied", denial.message, false, denial);
 }
 
+// RFC 9110, 9.2.1: a repeat of these asks for nothing but an answer.
+const safeMethods = ["GET", "HEAD", "OPTIONS"];
+
 /**
- * The error that tells the caller. An answer that is too large or malformed is not UNAVAILABLE: clients repeat that, and the
- * upstream may have acted already. The REST edge answers 424 for the reasons UPSTREAM_TOO_LARGE and UPSTREAM_MALFORMED.
+ * The error that tells the caller, for a request with this method. A malformed answer is UNAVAILABLE, and 502 at the REST edge,
+ * where a repeat does no harm. Clients repeat that whatever the method, and the upstream may have acted: so for other methods,
+ * and for what would be as large the next time, it is another code, and 424 there.
  */
-export function egressStatusError({ kind, message, denial }: EgressError): StatusError {
+export function egressStatusError({ kind, message, denial }: EgressError, method: string): StatusError {
   switch (kind) {
     case "denied":
       return denial ? denialError(denial) : new StatusError("PERMISSION_DENIED", "DESTINATION_DENIED", message);
@@ -64,7 +69,9 @@ export function egressStatusError({ kind, message, denial }: EgressError): Statu
     case "too_large":
       return new StatusError("RESOURCE_EXHAUSTED", "UPSTREAM_TOO_LARGE", message);
     case "malformed":
-      return new StatusError("FAILED_PRECONDITION", "UPSTREAM_MALFORMED", message);
+      return safeMethods.includes(method)
+        ? new StatusError("UNAVAILABLE", "UPSTREAM_MALFORMED", message)
+        : new StatusError("FAILED_PRECONDITION", "UPSTREAM_MALFORMED", message);
     case "aborted":
       return new StatusError("CANCELLED", "CANCELLED", message);
     case "withdrawn":

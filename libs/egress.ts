@@ -226,7 +226,7 @@ function failureOf(error: unknown, sent: boolean): EgressError {
   const { code, name: title, message } = error as { readonly [key: string]: unknown };
   const name = typeof code === "string" ? code : String(title);
   if (name === "UND_ERR_HEADERS_OVERFLOW") {
-    return new EgressError("too_large", "The headers of the upstream's answer are too large.", sent);
+    return new EgressError("malformed", "The headers of the upstream's answer are too large.", sent);
   }
   if (
     title === "HTTPParserError" ||

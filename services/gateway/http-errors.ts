@@ -44,9 +44,10 @@ export function httpError(error: StatusError): HttpError {
 /** The HTTP form of an error of a forwarded request, where the upstream's failures have statuses of their own. */
 export function proxyHttpError(error: StatusError): HttpError {
   const { code, reason } = error;
-  if (reason === "UPSTREAM_TOO_LARGE" || reason === "UPSTREAM_MALFORMED") return withStatus(error, 424);
   if (reason.startsWith("UPSTREAM_") && code === "UNAVAILABLE") return withStatus(error, 502);
-  if (reason === "NO_ADDRESS") return withStatus(error, 502);
+  if (reason === "UPSTREAM_TOO_LARGE" || reason === "UPSTREAM_MALFORMED") return withStatus(error, 424);
+  // A token endpoint is an upstream, too.
+  if (reason === "NO_ADDRESS" || reason === "REFRESH_FAILING") return withStatus(error, 502);
   // The words that existing clients know for it.
   if (reason === "PROXY_DISABLED") {
     return withStatus(new StatusError(code, reason, "App record not found"), 400);
@@ -62,7 +63,7 @@ function withStatus(error: StatusError, status: number): HttpError {
   return {
     status,
     headers: {
-      ...(status === 503 && { "retry-after": "1" }),
+      ...((status === 503 || reason === "REFRESH_FAILING") && { "retry-after": "1" }),
       ...(status === 429 && throttledHeaders(error)),
       ...(status === 401 && { "www-authenticate": "Bearer" }),
     },

@@ -79,6 +79,6 @@ async function send(egress: Pick<Egress, "send">, request: EgressRequest): Promi
   try {
     return await egress.send(request);
   } catch (error) {
-    throw error instanceof EgressError ? egressStatusError(error) : error;
+    throw error instanceof EgressError ? egressStatusError(error, request.method) : error;
   }
 }
