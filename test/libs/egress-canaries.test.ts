@@ -4,7 +4,11 @@ import { execFile, execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { beforeAll, describe, expect, it } from "vitest";
+import { openEgress } from "#libs/egress.ts";
+import { EgressError, egressStatusError } from "#libs/egress-error.ts";
+import { proxyHttpError } from "../../services/gateway/http-errors.ts";
 import type { CanaryReport } from "../support/canaries.ts";
+import { type Action, type IntegrationVector, testVectors } from "../support/integration-vectors.ts";
 
 /** How this machine makes a network namespace: as root, else as root of a user namespace. */
 const unshare = [["--net"], ["--net", "--map-root-user"]].find((flags) => {
@@ -16,6 +20,23 @@ const unshare = [["--net"], ["--net", "--map-root-user"]].find((flags) => {
   }
 });
 const reason = unshare === undefined ? " (skipped: this machine lets nobody make a network namespace)" : "";
+
+/** A name that leads to these addresses is refused as the vector says. */
+async function refusedFor(addresses: readonly string[], { code, http }: IntegrationVector): Promise<void> {
+  const egress = openEgress({ resolve: async () => addresses });
+  const request = {
+    url: new URL("https://cname.evil.com/x"),
+    method: "GET",
+    headers: [],
+    totalTimeoutMs: 5000,
+    maxBodyBytes: 1,
+  };
+  const error = await egress.send(request).catch((reason: unknown) => reason);
+  await egress.close();
+  if (!(error instanceof EgressError)) throw new Error("no refusal");
+  const told = egressStatusError(error, "GET");
+  expect([error.sent, told.code, proxyHttpError(told).status]).toEqual([false, code, http]);
+}
 
 describe.skipIf(unshare === undefined)(`in a namespace of canaries${reason}`, () => {
   let report: CanaryReport;
@@ -42,7 +63,24 @@ describe.skipIf(unshare === undefined)(`in a namespace of canaries${reason}`, ()
   });
 
   it("a name that turns from a public address to a canary is served over the judged connection, then refused", () => {
-    expect(report.rebinding).toEqual(Array(5).fill("200,200,denied"));
+    expect(report.rebinding).toEqual(Array(5).fill(["200 after 1", "200 after 1", "denied after 2"]));
+  });
+
+  /** The first of the canaries is 127.0.0.1. */
+  const rebinding: Action = () => {
+    expect(report.rebinding[0]).toEqual(["200 after 1", "200 after 1", "denied after 2"]);
+    expect(report.hits).toEqual([]);
+  };
+
+  testVectors("dns", {
+    "dns-029": rebinding,
+    "dns-030": rebinding,
+    "dns-032": (vector) => refusedFor(["169.254.169.254"], vector),
+    "dns-033": (vector) =>
+      refusedFor(
+        Array.from({ length: 4000 }, (_, index) => `8.8.${index >> 8}.${index & 255}`),
+        vector,
+      ),
   });
 
   it("the canaries catch a naive fetch of the same URLs", () => {

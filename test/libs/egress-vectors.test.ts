@@ -1,5 +1,5 @@
-// Each egress vector that the pure rules can answer. Vectors of the level `integration` are behaviour on the wire: those of
-// the sender are in egress.test.ts.
+// Each egress vector that the pure rules can answer. Those of the level `integration` are behaviour on the wire, and each has a
+// test of its own in test/egress or in egress-canaries.test.ts.
 import { execFile } from "node:child_process";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { classifyAddress } from "#libs/addresses.ts";
 import { readUnitVectors, runVector } from "../../dev/vectors.ts";
+import { readIntegrationVectors } from "../support/integration-vectors.ts";
 
 const file = join(import.meta.dirname, "../vectors/egress.json");
 const vectors = readUnitVectors(file);
@@ -24,6 +25,12 @@ describe("egress vectors", () => {
       expect(classifyAddress(String(vector.input))).toBe(vector.class);
     }
   });
+});
+
+it("vectors of the level integration are of the categories that have tests", () => {
+  // egress/*.test.ts, and for names that rebind egress-canaries.test.ts.
+  const tested = ["dns", "edge-smuggling", "oauth-callback", "redirect", "response"];
+  expect([...new Set(readIntegrationVectors().map(({ category }) => category))].sort()).toEqual(tested);
 });
 
 it("the vectors command names each miss and exits with 1", async () => {

@@ -26,12 +26,12 @@ export interface CanaryReport {
   readonly allowed: number;
   /** How the requests that the rules allowed ended, by kind. */
   readonly ends: Readonly<Record<string, number>>;
-  readonly rebinding: readonly string[];
+  /** Of a name that turns into each of the canaries: how each of three requests ended, and the lookups until then. */
+  readonly rebinding: readonly (readonly string[])[];
 }
 
 const canaries = ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "fd00:ec2::254"];
 const publicAddress = "93.184.215.14";
-const lifetimeMs = 600;
 const ports = [22, 80, 443, 5432, 6379, 8080, 8443];
 
 const reached: string[] = [];
@@ -91,17 +91,14 @@ async function fetchNaively(url: URL, answer: string): Promise<void> {
   await dispatcher.destroy();
 }
 
-/** A name that is public at first and a canary from then on: over one connection, and after the connection's lifetime. */
-async function rebind(canary: string): Promise<string> {
+/** A name that is public at first and a canary from then on: over one connection, and a minute later by the clock. */
+async function rebind(canary: string): Promise<readonly string[]> {
   const upstream = await startTlsUpstream(publicAddress);
   const url = new URL(`https://${upstreamHost}:${upstream.port}/`);
   upstream.answerWith("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
-  const answers = [publicAddress];
-  const egress = openEgress({
-    resolve: async () => [answers.shift() ?? canary],
-    extraCa: upstream.ca,
-    connectionLifetimeMs: lifetimeMs,
-  });
+  let asked = 0;
+  const resolve = async () => [asked++ === 0 ? publicAddress : canary];
+  const egress = openEgress({ resolve, extraCa: upstream.ca });
   const ask = () =>
     egress.send({ url, method: "GET", headers: [], totalTimeoutMs: 2000, maxBodyBytes: 1000 }).then(
       ({ status }) => String(status),
@@ -109,13 +106,16 @@ async function rebind(canary: string): Promise<string> {
     );
   // The connection is idle a moment after its answer, and too old at the last request.
   const ends: string[] = [];
-  for (const pauseMs of [0, 50, lifetimeMs * 1.5]) {
-    await sleep(pauseMs);
-    ends.push(await ask());
+  const { now } = Date;
+  for (const aheadMs of [0, 0, 61_000]) {
+    await sleep(50);
+    Date.now = () => now() + aheadMs;
+    ends.push(`${await ask()} after ${asked}`);
   }
+  Date.now = now;
   await egress.close();
   await upstream.close();
-  return ends.join();
+  return ends;
 }
 
 async function run(): Promise<CanaryReport> {
@@ -126,7 +126,7 @@ async function run(): Promise<CanaryReport> {
     typeof vector.input === "string" ? [{ vector, input: vector.input }] : [],
   );
   const targets = asked.filter(({ vector }) => vector.category !== "ip-class");
-  const [ends, rebinding]: [Record<string, number>, string[]] = [{}, []];
+  const [ends, rebinding]: [Record<string, number>, (readonly string[])[]] = [{}, []];
   let allowed = 0;
   for (const { vector, input } of targets) {
     const url = judge(vector, input);
