@@ -4,7 +4,6 @@ import type { Config } from "./config.ts";
 import type { EgressOptions } from "./egress.ts";
 import type { EgressProxy } from "./egress-proxy.ts";
 import type { TlsIdentity } from "./rpc.ts";
-import { Secret } from "./secret.ts";
 
 /** What every service is told. */
 export const serviceSettings = {
@@ -88,8 +87,9 @@ export function egressOptions(
 
 function egressProxy(config: Config<typeof egressSettings>): EgressProxy | undefined {
   const credentials = config.DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE;
+  const isGiven = credentials.reveal() !== "";
   if (config.DEPUTY_EGRESS_PROXY_URL === "") {
-    if (credentials !== "") throw new Error("DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE is for DEPUTY_EGRESS_PROXY_URL.");
+    if (isGiven) throw new Error("DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE is for DEPUTY_EGRESS_PROXY_URL.");
     return undefined;
   }
   const url = new URL(config.DEPUTY_EGRESS_PROXY_URL);
@@ -99,10 +99,10 @@ function egressProxy(config: Config<typeof egressSettings>): EgressProxy | undef
   if (url.username !== "" || url.password !== "") {
     throw new Error("DEPUTY_EGRESS_PROXY_URL holds credentials: put them into DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE.");
   }
-  if (credentials !== "" && !/^[^:\p{Cc}]+:\P{Cc}*$/u.test(credentials)) {
+  if (isGiven && !/^[^:\p{Cc}]+:\P{Cc}*$/u.test(credentials.reveal())) {
     throw new Error("DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE must hold user:password on one line.");
   }
-  return { url, ...(credentials !== "" && { credentials: new Secret(credentials) }) };
+  return { url, ...(isGiven && { credentials }) };
 }
 
 function checkCidrs(name: string, ranges: readonly string[]): void {
