@@ -1,6 +1,7 @@
 // Accounts of the refresh loop's benchmark: rows whose tokens are truly sealed, with an OAuth client for each app.
 import { setTimeout as sleep } from "node:timers/promises";
 import { sql } from "kysely";
+import { vaultItself } from "../services/vault/audit-entries.ts";
 import { credentialOwner } from "../services/vault/credentials.ts";
 import { dataKeys } from "../services/vault/data-keys.ts";
 import { fileKeyring } from "../services/vault/keyring.ts";
@@ -16,7 +17,7 @@ const rowsPerInsert = 250;
 export function sealedAccounts(stand: LoopStand) {
   const db = openVaultDatabase({ ...stand.access(stand.database), maxConnections: 2 });
   const provider = fileKeyring({ path: stand.keyringFile });
-  const secrets = secretsOver(dataKeys({ provider, now: () => performance.now() }));
+  const secrets = secretsOver(dataKeys({ provider, now: () => performance.now() }), () => undefined);
 
   async function sealedRow(appSlug: string, index: number) {
     const accountId = `apn_${appSlug}_${index}`;
@@ -49,7 +50,7 @@ export function sealedAccounts(stand: LoopStand) {
     /** Adds so many accounts of an app, of which none is due; they are numbered from 0. */
     async add(appSlug: string, count: number): Promise<void> {
       const client = { projectId, oauthAppId: `oa_${appSlug}`, appSlug, clientId: "bench", secrets: ["any"] };
-      await putOauthClient({ db, secrets }, client);
+      await putOauthClient({ db, secrets }, client, vaultItself);
       for (let first = 0; first < count; first += rowsPerInsert) {
         const length = Math.min(rowsPerInsert, count - first);
         const rows = await Promise.all(Array.from({ length }, (_, index) => sealedRow(appSlug, first + index)));

@@ -3,6 +3,7 @@ import type { Catalog } from "#libs/catalog.ts";
 import { notFound } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { actorOf } from "./audit-entries.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialMessage, environmentName } from "./credential-messages.ts";
 import { destroyOauthClient, putOauthClient } from "./oauth-clients.ts";
@@ -29,18 +30,20 @@ export function authorizationHandlers(options: AuthorizationHandlerOptions): Aut
       options.authorizer.start({ ...request, environment: environmentName(request.environment) }),
 
     async completeAuthorization({ state, code, error, issuer }, call) {
-      const { row, identityName } = await options.authorizer.complete({ state, code, error, issuer }, call.deadlineMs);
+      const by = { deadlineMs: call.deadlineMs, actor: actorOf(call) };
+      const { row, identityName } = await options.authorizer.complete({ state, code, error, issuer }, by);
       return { credential: credentialMessage(row), identityName };
     },
 
-    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets }) {
+    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets }, call) {
       if (!options.catalog.has(appSlug)) throw notFound("app");
-      await putOauthClient(options, { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets });
+      const client = { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets };
+      await putOauthClient(options, client, actorOf(call));
       return {};
     },
 
-    async destroyOauthClient(request) {
-      await destroyOauthClient(options.db, request);
+    async destroyOauthClient(request, call) {
+      await destroyOauthClient(options.db, request, actorOf(call));
       return {};
     },
   };

@@ -7,6 +7,7 @@ import type { Catalog } from "#libs/catalog.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { digest, randomText } from "#libs/ids.ts";
 import type { Logger } from "#libs/log.ts";
+import type { Actor } from "./audit-entries.ts";
 import {
   type AuthorizationRow,
   type AuthorizationSecrets,
@@ -58,7 +59,7 @@ export interface Authorizer {
    * Exchanges the code, or gives the outcome of who did. FAILED_PRECONDITION with the reason when it ended otherwise. An
    * exchange goes on when its caller leaves.
    */
-  complete(redirect: Redirect, deadlineMs: number): Promise<CompletedAuthorization>;
+  complete(redirect: Redirect, by: CompletionCaller): Promise<CompletedAuthorization>;
   /** Resolves when nothing is under way. */
   idle(): Promise<void>;
 }
@@ -68,6 +69,12 @@ export interface StartedAuthorization {
   readonly authorizationUrl: string;
   readonly stateDigest: Buffer;
   readonly expireTime: Date;
+}
+
+/** Who completes an authorization, and for how long they wait. */
+export interface CompletionCaller {
+  readonly deadlineMs: number;
+  readonly actor: Actor;
 }
 
 /** What to authorize. */
@@ -101,9 +108,9 @@ export function createAuthorizer(options: AuthorizerOptions): Authorizer {
   const underWay = new Set<Promise<unknown>>();
   return {
     start: (request) => startAuthorization(options, request),
-    complete(redirect, deadlineMs) {
-      const completing: Promise<CompletedAuthorization> = completeAuthorization(options, redirect, deadlineMs).finally(
-        () => underWay.delete(completing),
+    complete(redirect, by) {
+      const completing: Promise<CompletedAuthorization> = completeAuthorization(options, redirect, by).finally(() =>
+        underWay.delete(completing),
       );
       underWay.add(completing);
       return completing;
@@ -134,7 +141,7 @@ async function startAuthorization(
 async function completeAuthorization(
   options: AuthorizerOptions,
   redirect: Redirect,
-  deadlineMs: number,
+  { deadlineMs, actor }: CompletionCaller,
 ): Promise<CompletedAuthorization> {
   const stateDigest = digest(redirect.state);
   for (;;) {
@@ -142,14 +149,18 @@ async function completeAuthorization(
     const row = await getAuthorization(options.db, stateDigest);
     if (row.state === "SUCCEEDED") return outcomeOf(options.db, row);
     if (row.state === "FAILED") throw failure(row.failureReason);
-    if (row.state === "PENDING") await exchangeOnce(options, row, redirect);
+    if (row.state === "PENDING") await exchangeOnce(options, row, { redirect, actor });
     else if (Date.now() > deadlineMs) throw new StatusError("UNAVAILABLE", "AUTHORIZATION_BUSY", "Still under way.");
     else await sleep(100);
   }
 }
 
 /** Claims the row and drives it to an outcome; does nothing when another has claimed it. */
-async function exchangeOnce(options: AuthorizerOptions, row: AuthorizationRow, redirect: Redirect): Promise<void> {
+async function exchangeOnce(
+  options: AuthorizerOptions,
+  row: AuthorizationRow,
+  { redirect, actor }: { redirect: Redirect; actor: Actor },
+): Promise<void> {
   // Whatever can be missing or sealed is fetched first: from the claim on, only the provider can fail.
   const value = await options.secrets.open<AuthorizationSecrets>(authorizationOwner(row), { ...row, generation: 0n });
   const context = await contextOf(options, row, value.fields);
@@ -160,7 +171,7 @@ async function exchangeOnce(options: AuthorizerOptions, row: AuthorizationRow, r
   const { redirectUri } = row;
   const grant = { parameters: judged.parameters, redirectUri, codeVerifier: value.codeVerifier };
   const outcome = await exchangeCode(options.providers, context, grant);
-  await settle(options, row, { context, key, outcome });
+  await settle(options, row, { context, key, outcome, actor });
   if (outcome.kind === "granted" || outcome.kind === "rejected") {
     await noteSecretTaken(options, context.found, outcome.refusedSecrets);
   }
@@ -193,6 +204,7 @@ interface Granted {
   readonly context: ProviderContext;
   readonly key: ReadyKey;
   readonly grant: TokenGrant;
+  readonly actor: Actor;
 }
 
 async function keepGrant(options: AuthorizerOptions, row: AuthorizationRow, granted: Granted): Promise<void> {
@@ -203,7 +215,7 @@ async function keepGrant(options: AuthorizerOptions, row: AuthorizationRow, gran
 async function storeGrant(
   { db, secrets }: AuthorizerOptions,
   row: AuthorizationRow,
-  { context, key, grant, identityName }: Granted & { readonly identityName: string },
+  { context, key, grant, actor, identityName }: Granted & { readonly identityName: string },
 ): Promise<void> {
   const material = materialOf(grant, context.fields);
   const digestOfIdentity = identityDigest(identityName);
@@ -213,7 +225,8 @@ async function storeGrant(
     if (state === "SUCCEEDED") return true;
     if (state !== "EXCHANGING") return false;
     const facts = { ...factsOf(context.app, grant, row.scopes), identityDigest: digestOfIdentity };
-    const isStored = await storeCredential(transaction, row, { key, material, facts });
+    const action = "credential.connected";
+    const isStored = await storeCredential(transaction, row, { key, material, facts, actor, action });
     if (isStored) await succeedAuthorization(transaction, row, identityName);
     else await failAuthorization(transaction, row, "ACCOUNT_REVOKED");
     return isStored;

@@ -1,6 +1,6 @@
 // Who may call the vault: the account service keeps credentials, proxies lease, operators look after the keys. Nobody from
 // outside: there is no public listener. A lease needs both the proxy's certificate and the token of whom the request is for,
-// so that a stolen certificate alone leases nothing.
+// so that a stolen certificate alone leases nothing; a reveal needs the account service's and a token with a scope of its own.
 import type { Admission, CallersTable } from "#libs/callers.ts";
 import type { MethodName } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
@@ -15,7 +15,8 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   completeAuthorization: account,
   refreshCredential: account,
   getCredential: account,
-  revealCredential: account,
+  // Not for connect tokens, whatever their scopes.
+  revealCredential: [{ service: "account", scope: "connect:credentials:reveal" }],
   // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
   destroyCredentials: [...account, ...operator],
   leaseInjection: [{ service: "proxy", scope: "connect:proxy", connectToken: true }],

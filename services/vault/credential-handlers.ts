@@ -1,10 +1,11 @@
-// The handlers of stored credentials: store, look, refresh, destroy.
+// The handlers of stored credentials: store, look, refresh, reveal, destroy.
 import { type Catalog, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { StoreCredentialRequest } from "#proto/deputy/vault/v1/credentials.ts";
+import { actorOf } from "./audit-entries.ts";
 import { credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
 import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
@@ -14,6 +15,7 @@ import type { LeaseSignals } from "./lease-signals.ts";
 import { isOauthApp } from "./provider.ts";
 import { signReceipt } from "./receipts.ts";
 import type { Refresher } from "./refresh.ts";
+import { revealCredential } from "./reveal.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 import { storeCredential } from "./store.ts";
@@ -30,22 +32,23 @@ export interface CredentialHandlerOptions {
 
 type CredentialHandlers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "getCredential" | "refreshCredential" | "destroyCredentials"
+  "storeCredential" | "getCredential" | "refreshCredential" | "revealCredential" | "destroyCredentials"
 >;
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
   const { db, secrets, catalog, refresher, signingKey } = options;
   return {
-    async storeCredential(request) {
+    async storeCredential(request, call) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
       const environment = environmentName(request.environment);
       const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
       const { material, facts } = materialOfRequest(catalog, request, await readClock(db));
       const key = await secrets.prepare(credentialOwner(subject));
+      const by = { action: "credential.stored", actor: actorOf(call) } as const;
       const isStored = await db
         .transaction()
-        .execute((transaction) => storeCredential(transaction, subject, { key, material, facts }));
+        .execute((transaction) => storeCredential(transaction, subject, { key, material, facts, ...by }));
       if (!isStored) {
         throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account takes no credential any more.");
       }
@@ -71,10 +74,15 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       return { credential: credentialMessage(after), refreshed: after.generation > row.generation };
     },
 
-    async destroyCredentials(request) {
-      const { projectId, accountIds, revokeSharedGrant } = request;
-      const environment = environmentName(request.environment);
-      const destroyed = await destroyCredentials(options, { projectId, environment, accountIds, revokeSharedGrant });
+    async revealCredential({ projectId, accountId, purpose, ...request }, call) {
+      const filter = { projectId, accountId, environment: environmentName(request.environment) };
+      const { row, values } = await revealCredential(options, filter, { purpose, actor: actorOf(call) });
+      return { values: { ...values }, credential: credentialMessage(row) };
+    },
+
+    async destroyCredentials({ projectId, accountIds, revokeSharedGrant, ...request }, call) {
+      const filter = { projectId, accountIds, environment: environmentName(request.environment) };
+      const destroyed = await destroyCredentials(options, { ...filter, revokeSharedGrant, actor: actorOf(call) });
       const now = await readClock(db);
       const sign = async (one: DestroyedCredential) => receiptMessage(one, await signReceipt(signingKey, one, now));
       return { receipts: await Promise.all(destroyed.map(sign)) };

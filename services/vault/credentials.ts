@@ -2,6 +2,7 @@
 // the generation that it was computed from and by the state, never by who holds a lock.
 import { type Selectable, sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
+import { type Actor, insertAuditEntries } from "./audit-entries.ts";
 import type { CredentialsTable, EnvironmentName, VaultDatabase } from "./schema.ts";
 import type { SealedColumns, SecretOwner } from "./secrets.ts";
 
@@ -140,7 +141,11 @@ export interface Destruction {
 }
 
 /** Wipes the secrets of one project's credentials for good. The transaction holds the rows (`lockCredentials`). */
-export async function revokeCredentials(db: VaultDatabase, destructions: readonly Destruction[]): Promise<void> {
+export async function revokeCredentials(
+  db: VaultDatabase,
+  destructions: readonly Destruction[],
+  actor: Actor,
+): Promise<void> {
   const ids = destructions.map(({ row }) => row.accountId);
   const kinds = destructions.map(({ destroyedKinds }) => destroyedKinds.join(" "));
   await sql`
@@ -152,6 +157,11 @@ export async function revokeCredentials(db: VaultDatabase, destructions: readonl
     where project_id = ${destructions[0]?.row.projectId ?? ""} and account_id = gone.id and state <> 'REVOKED'`.execute(
     db,
   );
+  const action = "credential.destroyed" as const;
+  const entries = destructions.map(({ row: { projectId, environment, externalUserId, accountId } }) => {
+    return { action, actor, projectId, environment, externalUserId, accountId };
+  });
+  await insertAuditEntries(db, ...entries);
 }
 
 /** What a grant brought, beside its secrets. */

@@ -4,6 +4,7 @@
 // request with a lease from before (lease-watchers.ts).
 import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
+import type { Actor } from "./audit-entries.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
 import {
   type CredentialMaterial,
@@ -36,6 +37,8 @@ export interface DestroyOptions {
 export interface DestroyRequest extends DestroyFilter {
   /** Tells the provider at once, even where that ends other accounts' grants. */
   readonly revokeSharedGrant: boolean;
+  /** Who asks. */
+  readonly actor: Actor;
 }
 
 /** What was destroyed, and what the provider knows of it. */
@@ -102,10 +105,10 @@ async function holdCredentials(transaction: VaultDatabase, filter: DestroyFilter
 
 async function revokeAll(
   transaction: VaultDatabase,
-  { projectId }: DestroyFilter,
+  { projectId, actor }: DestroyRequest,
   destructions: readonly PreparedDestruction[],
 ): Promise<void> {
-  await revokeCredentials(transaction, destructions);
+  await revokeCredentials(transaction, destructions, actor);
   await insertRevocations(
     transaction,
     destructions.flatMap(({ revocation }) => revocation ?? []),

@@ -27,6 +27,7 @@ import {
   timingSafeEqual,
 } from "node:crypto";
 import { StatusError } from "#libs/errors.ts";
+import { lengthPrefixed } from "./length-prefixed.ts";
 
 const version = 1;
 const suite = 1;
@@ -159,18 +160,6 @@ function sealAssociatedData(context: SealContext): Buffer {
 /** What a data key is bound to, as bytes; for KEKs that are elsewhere too. */
 export function wrapAssociatedData({ kekId, dataKeyId, accountId }: WrapContext): Buffer {
   return lengthPrefixed(["deputy-kek", kekId, dataKeyId, accountId]);
-}
-
-/** Each field after its length (u32 big-endian), so that no two lists of fields give the same bytes. */
-function lengthPrefixed(fields: readonly (string | Buffer)[]): Buffer {
-  return Buffer.concat(
-    fields.flatMap((field) => {
-      const bytes = typeof field === "string" ? Buffer.from(field) : field;
-      const length = Buffer.alloc(4);
-      length.writeUInt32BE(bytes.length);
-      return [length, bytes];
-    }),
-  );
 }
 
 /** HKDF-SHA-512. Exported, like the two below, for the published test vectors alone. */

@@ -1,8 +1,15 @@
 // Export: every credential that can be opened, encrypted to the operator's key, page by page, so that a million need no more
 // memory than a hundred. One that cannot be opened is named and stops nobody.
 import { StatusError } from "#libs/errors.ts";
+import { type Actor, insertAuditEntries, type NewAuditEntry } from "./audit-entries.ts";
 import { recordOf } from "./credential-record.ts";
-import { type CredentialMaterial, credentialOwner, listStored, type StoredFilter } from "./credentials.ts";
+import {
+  type CredentialMaterial,
+  type CredentialRow,
+  credentialOwner,
+  listStored,
+  type StoredFilter,
+} from "./credentials.ts";
 import { encryptRecord, type JweKey } from "./jwe.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
@@ -18,11 +25,13 @@ const pageRows = 100;
 export async function* exportCredentials(
   { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },
   filter: StoredFilter,
-  recipient: JweKey,
+  { recipient, actor }: { readonly recipient: JweKey; readonly actor: Actor },
 ): AsyncGenerator<Exported> {
   let after = { projectId: "", accountId: "" };
   for (;;) {
     const rows = await listStored(db, filter, after, pageRows);
+    // Before the first of them goes out: what is not audited is not exported.
+    await insertAuditEntries(db, ...rows.map((row) => exportEntry(row, actor)));
     for (const row of rows) {
       const { accountId } = row;
       try {
@@ -37,4 +46,11 @@ export async function* exportCredentials(
     if (last === undefined || rows.length < pageRows) return;
     after = last;
   }
+}
+
+function exportEntry(
+  { projectId, environment, externalUserId, accountId }: CredentialRow,
+  actor: Actor,
+): NewAuditEntry {
+  return { action: "credential.exported", actor, projectId, environment, externalUserId, accountId };
 }

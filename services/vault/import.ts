@@ -5,6 +5,7 @@
 // that it comes from still refreshes it; it is cut over by importing it again without `shadow`.
 import { type Catalog, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, StatusError } from "#libs/errors.ts";
+import type { Actor } from "./audit-entries.ts";
 import type { CredentialRecord } from "./credential-record.ts";
 import {
   type CredentialMaterial,
@@ -32,7 +33,7 @@ export interface ImportOptions {
 export async function importCredential(
   options: ImportOptions,
   record: CredentialRecord,
-  shadow: boolean,
+  { shadow, actor }: { readonly shadow: boolean; readonly actor: Actor },
 ): Promise<void> {
   const subject: CredentialSubject = {
     projectId: record.project_id,
@@ -54,7 +55,7 @@ export async function importCredential(
   const isStored = await options.db.transaction().execute(async (transaction) => {
     const now = await lockCredential(transaction, subject);
     if (now?.generation !== existing?.generation || now?.state !== existing?.state) return false;
-    return storeCredential(transaction, subject, { key, material, facts });
+    return storeCredential(transaction, subject, { key, material, facts, action: "credential.imported", actor });
   });
   if (!isStored) throw invalidField("account_id", "changed meanwhile: send the record again");
 }

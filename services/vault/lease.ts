@@ -3,6 +3,9 @@
 import type { Catalog } from "#libs/catalog.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { fillInjection, type Injection } from "#libs/injection-templates.ts";
+import type { Call } from "#libs/rpc.ts";
+import { type Actor, actorOf } from "./audit-entries.ts";
+import type { AuditWriter } from "./audit-writer.ts";
 import {
   type CredentialFilter,
   type CredentialMaterial,
@@ -32,7 +35,11 @@ export interface LeaseOptions {
   readonly secrets: Secrets;
   readonly catalog: Catalog;
   readonly refresher: Refresher;
+  readonly audit: AuditWriter;
 }
+
+/** Who asks, and for how long they wait. */
+export type LeaseCall = Patience & Pick<Call, "caller" | "requestId">;
 
 /** How long a caller waits. */
 export interface Patience {
@@ -47,24 +54,24 @@ const validWaitMs = 1_000;
 export async function leaseCredential(
   options: LeaseOptions,
   filter: CredentialFilter,
-  patience: Patience,
+  call: LeaseCall,
 ): Promise<Lease> {
-  const { row, refreshed } = await freshCredential(options, filter, patience);
-  return leaseOf(options, row, refreshed);
+  const { row, refreshed } = await freshCredential(options, filter, call);
+  return leaseOf(options, row, { refreshed, actor: actorOf(call) });
 }
 
 /** The lease of a credential as it was read just now. */
 export async function leaseOf(
-  { catalog, secrets }: Pick<LeaseOptions, "catalog" | "secrets">,
+  { catalog, secrets, audit }: Pick<LeaseOptions, "catalog" | "secrets" | "audit">,
   row: CredentialRow,
-  refreshed: boolean,
+  { refreshed, actor }: { readonly refreshed: boolean; readonly actor: Actor },
 ): Promise<Lease> {
   const app = catalog.get(row.appSlug);
   if (app === undefined) throw notFound("app");
   const material = await secrets.open<CredentialMaterial>(credentialOwner(row), row);
   const readMs = row.readTime.getTime();
   const leaseDurationMs = Math.min(leaseMs, (row.expireTime?.getTime() ?? Number.POSITIVE_INFINITY) - readMs);
-  return {
+  const lease = {
     ...fillInjection(app, material),
     appSlug: app.slug,
     proxyEnabled: app.proxy.enabled,
@@ -73,6 +80,11 @@ export async function leaseOf(
     leaseDurationMs,
     refreshed,
   };
+  // At last: what cannot be audited is not given out.
+  const { projectId, environment, externalUserId, accountId } = row;
+  const account = { projectId, environment, externalUserId, accountId };
+  audit.note({ action: "credential.leased", actor, ...account });
+  return lease;
 }
 
 async function freshCredential(
@@ -97,11 +109,16 @@ async function freshCredential(
 
 /** Throws what tells the caller that the credential cannot be used any more. */
 export function requireUsable({ state }: Pick<CredentialRow, "state">): void {
-  if (state === "REVOKED") {
-    throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account was revoked.");
-  }
+  requireUnrevoked({ state });
   if (state === "NEEDS_REAUTH") {
     throw new StatusError("FAILED_PRECONDITION", "NEEDS_REAUTH", "The user has to connect the account again.");
+  }
+}
+
+/** Throws for what is destroyed. */
+export function requireUnrevoked({ state }: Pick<CredentialRow, "state">): void {
+  if (state === "REVOKED") {
+    throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account was revoked.");
   }
 }
 

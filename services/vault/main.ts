@@ -11,11 +11,14 @@ import { readSigningKey } from "#libs/signing-key.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { accountLocks } from "./account-locks.ts";
+import { startAudit } from "./audit.ts";
+import { damageEntry } from "./audit-entries.ts";
 import { authenticator } from "./authenticate.ts";
 import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
 import { crashAt } from "./crash-points.ts";
 import { dataKeys } from "./data-keys.ts";
+import { gateOf } from "./gate.ts";
 import { readImportFormats } from "./import-formats.ts";
 import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
@@ -87,7 +90,10 @@ const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production });
 const db = openVaultDatabase({ ...database, maxConnections: 10 });
 const now = () => performance.now();
 const keks = await openKekProvider(config, { now });
-const secrets = secretsOver(dataKeys({ provider: keks.provider, now }));
+const audit = startAudit({ database, signingKey, log });
+const secrets = secretsOver(dataKeys({ provider: keks.provider, now }), (owner, reason) =>
+  audit.note(damageEntry(owner, reason)),
+);
 const egress = openEgress(outgoing);
 const providers = { egress, exemptTargets: outgoing.exemptTargets };
 const locks = accountLocks(database);
@@ -108,6 +114,7 @@ const account = createClient(AccountServiceDefinition, {
 // A file costs nothing; a key service counts its calls.
 const lookMs = config.DEPUTY_KEK_PROVIDER === "file" ? 5_000 : 30_000;
 const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: lookMs });
+const gate = gateOf(sealState, audit);
 const importFormats = await readImportFormats(
   config.DEPUTY_IMPORT_KEY_FILE.reveal(),
   config.DEPUTY_IMPORT_MAPPING_FILE,
@@ -119,7 +126,7 @@ const server = await startServer({
   definition: CredentialVaultDefinition,
   handlers: vaultService(
     { db, secrets, catalog, authorizer, refresher },
-    { sealState, rotation, importFormats, signals, signingKey },
+    { sealState, rotation, importFormats, signals, signingKey, audit, gate },
   ),
   callers: vaultCallers,
   authenticate: authenticator(account, Date.now),
@@ -128,13 +135,13 @@ const server = await startServer({
   reflection: !production,
   log,
 });
-sealState.onChange(server.setServing);
+gate.onChange(server.setServing);
 const jobs = await startJobs({ db, secrets, catalog, providers, log }, database);
 log.info(
-  { address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: sealState.isOpen(), signingKeyId: signingKey.keyId },
+  { address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: gate.isOpen(), signingKeyId: signingKey.keyId },
   "serving",
 );
-const loop = startRefreshLoop({ db, catalog, refresher, log, isOpen: sealState.isOpen });
+const loop = startRefreshLoop({ db, catalog, refresher, log, isOpen: gate.isOpen });
 
 stopInOrder(
   log,
@@ -146,6 +153,7 @@ stopInOrder(
   // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.
   () => Promise.all([authorizer.idle(), refresher.idle()]),
   jobs.stop,
+  audit.stop,
   egress.close,
   locks.end,
   account.close,

@@ -4,6 +4,7 @@
 import { type Selectable, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
+import { type Actor, insertAuditEntries } from "./audit-entries.ts";
 import { releaseWaiting } from "./client-breaker.ts";
 import type { OauthClientsTable, VaultDatabase } from "./schema.ts";
 import { type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
@@ -107,6 +108,7 @@ export async function hasOauthClient(
 export async function putOauthClient(
   { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },
   client: OauthClientKey & OauthClient & { readonly appSlug: string },
+  actor: Actor,
 ): Promise<void> {
   const { projectId, oauthAppId, appSlug, clientId } = client;
   const owner = ownerOf(client);
@@ -133,18 +135,32 @@ export async function putOauthClient(
     // Of two first writes at once the second carries a generation that is taken.
     if (numInsertedOrUpdatedRows !== 1n) throw new StatusError("ABORTED", "CONCURRENT_CHANGE", "Changed meanwhile.");
     await releaseWaiting(transaction, client);
+    await insertAuditEntries(transaction, { action: "oauth_client.put", actor, projectId, accountId: oauthAppId });
   });
 }
 
 /** Wipes a client's secrets. A repeat, or a client that is not there, changes nothing. */
-export async function destroyOauthClient(db: VaultDatabase, { projectId, oauthAppId }: OauthClientKey): Promise<void> {
-  await db
-    .updateTable("oauthClients")
-    .set({ ...wiped, destroyTime: sql<Date>`now()`, updateTime: sql<Date>`now()` })
-    .where("projectId", "=", projectId)
-    .where("oauthAppId", "=", oauthAppId)
-    .where("destroyTime", "is", null)
-    .execute();
+export async function destroyOauthClient(
+  db: VaultDatabase,
+  { projectId, oauthAppId }: OauthClientKey,
+  actor: Actor,
+): Promise<void> {
+  await db.transaction().execute(async (transaction) => {
+    const { numUpdatedRows } = await transaction
+      .updateTable("oauthClients")
+      .set({ ...wiped, destroyTime: sql<Date>`now()`, updateTime: sql<Date>`now()` })
+      .where("projectId", "=", projectId)
+      .where("oauthAppId", "=", oauthAppId)
+      .where("destroyTime", "is", null)
+      .executeTakeFirst();
+    if (numUpdatedRows === 0n) return;
+    await insertAuditEntries(transaction, {
+      action: "oauth_client.destroyed",
+      actor,
+      projectId,
+      accountId: oauthAppId,
+    });
+  });
 }
 
 function nextGeneration(row: Selectable<OauthClientsTable> | undefined): bigint {

@@ -1,6 +1,7 @@
 // The three statements of a refresh on its row: begin it, store what it brought, note that it failed. Each holds only while
 // the row is as the refresh found it.
 import { sql } from "kysely";
+import { auditedAccount, changeAudited, vaultItself } from "./audit-entries.ts";
 import {
   type CredentialKey,
   type CredentialRow,
@@ -112,7 +113,7 @@ export async function recordRefresh(
   { projectId, accountId, generation }: CredentialKey & { readonly generation: bigint },
   { intentId, sealed, facts }: { intentId: string; sealed: SealedColumns; facts: GrantFacts },
 ): Promise<boolean> {
-  const { numUpdatedRows } = await update(db, { projectId, accountId })
+  const change = update(db, { projectId, accountId })
     .set({
       // The data key stays, and its wrapping may have been rotated since the refresh began: that is not put back.
       blob: sealed.blob,
@@ -131,8 +132,8 @@ export async function recordRefresh(
     .where("generation", "=", generation)
     // An account that another process took for dead meanwhile lives after all.
     .where("state", "<>", "REVOKED")
-    .executeTakeFirst();
-  return numUpdatedRows === 1n;
+    .returning(auditedAccount);
+  return (await changeAudited(db, change, { action: "credential.refreshed", actor: vaultItself })) === 1;
 }
 
 /** Notes a refresh that brought nothing, or one that was not sent. False when the row has moved on meanwhile, and the failure was a race. */
@@ -143,7 +144,7 @@ export async function recordFailure(
   failure: { state: "ACTIVE" | "UNKNOWN" | "NEEDS_REAUTH"; reason: string; retrySeconds?: number },
 ): Promise<boolean> {
   const retryTime = secondsFromNow(failure.retrySeconds);
-  const { numUpdatedRows } = await update(db, { projectId, accountId })
+  const change = update(db, { projectId, accountId })
     .set({
       ...noIntent,
       state: failure.state,
@@ -156,8 +157,9 @@ export async function recordFailure(
     .where("generation", "=", generation)
     .where("intentId", "=", intent.id)
     .where("state", "in", ["ACTIVE", "UNKNOWN"])
-    .executeTakeFirst();
-  return numUpdatedRows === 1n;
+    .returning(auditedAccount);
+  const action = failure.state === "NEEDS_REAUTH" ? "credential.refresh_refused" : "credential.refresh_failed";
+  return (await changeAudited(db, change, { action, actor: vaultItself, reason: failure.reason })) === 1;
 }
 
 function update(db: VaultDatabase, { projectId, accountId }: CredentialKey) {

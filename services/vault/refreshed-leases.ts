@@ -3,6 +3,8 @@
 // again: the right is the one that was given. Where another process gave the lease, or the new one cannot be made, the proxy is
 // told without it, and only where the old access token has died; else it goes on with that to the lease's end.
 import type { Catalog } from "#libs/catalog.ts";
+import type { Actor } from "./audit-entries.ts";
+import type { AuditWriter } from "./audit-writer.ts";
 import { findCredential, isUsable } from "./credentials.ts";
 import { type Lease, leaseOf } from "./lease.ts";
 import type { LeaseGrants } from "./lease-grants.ts";
@@ -19,6 +21,7 @@ export interface RefreshedLeaseOptions {
   readonly catalog: Catalog;
   readonly signals: Pick<LeaseSignals, "refreshes">;
   readonly grants: LeaseGrants;
+  readonly audit: AuditWriter;
 }
 
 /** A refresh to tell of. */
@@ -34,6 +37,9 @@ export interface RefreshedLeases {
   readonly ready: AbortSignal;
   stop(): void;
 }
+
+// Nobody called: the entry of the lease before tells for whom it was.
+const watchingProxy: Actor = { service: "proxy", subject: "", requestId: "" };
 
 // A proxy that does not read is told no more.
 const mostWaiting = 1_000;
@@ -77,5 +83,7 @@ export function refreshedLeases(options: RefreshedLeaseOptions, proxyId: string)
 
 async function renewedLease(options: RefreshedLeaseOptions, key: RefreshNotice): Promise<Lease | undefined> {
   const row = await findCredential(options.db, key);
-  return row !== undefined && isUsable(row) && isValid(row) ? leaseOf(options, row, true) : undefined;
+  return row !== undefined && isUsable(row) && isValid(row)
+    ? leaseOf(options, row, { refreshed: true, actor: watchingProxy })
+    : undefined;
 }

@@ -3,6 +3,7 @@
 // The row and its job are written in the transaction that destroys the credential.
 import { type Selectable, sql } from "kysely";
 import { newId } from "#libs/ids.ts";
+import { auditedAccount, changeAudited, insertAuditEntries, vaultItself } from "./audit-entries.ts";
 import type { CredentialRow } from "./credentials.ts";
 import type { OauthClient } from "./oauth-clients.ts";
 import type { RevocationsTable, VaultDatabase } from "./schema.ts";
@@ -16,6 +17,11 @@ const revocationDays = 7;
 
 // The queue waits e^n seconds after the n-th attempt, at most six hours: 40 attempts last longer than the seven days.
 const maxAttempts = 40;
+
+const revocationEnd = {
+  DONE: { action: "credential.revocation_done", actor: vaultItself },
+  FAILED: { action: "credential.revocation_failed", actor: vaultItself },
+} as const;
 
 /** A row of the table. */
 export type RevocationRow = Selectable<RevocationsTable> & { readonly expired: boolean; readonly readTime: Date };
@@ -79,6 +85,12 @@ export async function insertRevocations(db: VaultDatabase, prepared: readonly Pr
     ...(sealed ? { ...sealed, state: "PENDING" as const, lastError: "", completeTime: null } : unreadable),
   }));
   await db.insertInto("revocations").values(rows).execute();
+  const given = prepared.filter(({ sealed }) => sealed === undefined);
+  const reason = "SECRET_UNREADABLE";
+  await insertAuditEntries(
+    db,
+    ...given.map(({ id, appSlug, ...row }) => ({ ...revocationEnd.FAILED, ...row, reason })),
+  );
   const jobs = prepared.filter(({ sealed }) => sealed).map(({ projectId, id }) => JSON.stringify({ projectId, id }));
   if (jobs.length === 0) return;
   await sql`
@@ -119,19 +131,21 @@ export async function listRevocationStates(
 
 /** Ends a record that the provider has confirmed, by a call that began at that time, and wipes its tokens. */
 export async function confirmRevocation(db: VaultDatabase, key: RevocationKey, toldTime: Date): Promise<void> {
-  await ofKey(db, key)
+  const change = ofKey(db, key)
     .set({ ...wiped, state: "DONE", toldTime, completeTime: sql<Date>`now()` })
     // Deferred while the call was under way: the provider has revoked it all the same.
     .where("state", "in", ["PENDING", "DEFERRED"])
-    .execute();
+    .returning(auditedAccount);
+  await changeAudited(db, change, revocationEnd.DONE);
 }
 
 /** Gives a record up for good and wipes its tokens. */
 export async function failRevocation(db: VaultDatabase, key: RevocationKey): Promise<void> {
-  await ofKey(db, key)
+  const change = ofKey(db, key)
     .set({ ...wiped, state: "FAILED", completeTime: sql<Date>`now()` })
     .where("state", "=", "PENDING")
-    .execute();
+    .returning(auditedAccount);
+  await changeAudited(db, change, revocationEnd.FAILED);
 }
 
 /** Notes why an attempt failed, by a stable name. */

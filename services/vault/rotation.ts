@@ -19,6 +19,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { invalidField, StatusError } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { Logger } from "#libs/log.ts";
+import { type Actor, insertAuditEntries } from "./audit-entries.ts";
 import { deleteReport, findRotationTarget, listReports, putRotationTarget, reportKeks } from "./key-rotation.ts";
 import type { KekProvider } from "./keyring.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -44,7 +45,7 @@ export interface RotationOptions {
 /** The rotation of one process. */
 export interface Rotation {
   /** Makes the active KEK the target, which must be `kekId` unless that is empty. Gives how many data keys are to be wrapped anew. */
-  begin(kekId: string): Promise<bigint>;
+  begin(kekId: string, actor: Actor): Promise<bigint>;
   status(): Promise<RotationStatus>;
   stop(): Promise<void>;
 }
@@ -121,7 +122,7 @@ export function startRotation({ db, provider, log, intervalMs }: RotationOptions
   const looping = loop();
 
   return {
-    async begin(kekId) {
+    async begin(kekId, actor) {
       const { active, all } = await provider.keyIds();
       if (kekId !== "" && !all.includes(kekId)) {
         throw invalidField("activate_kek_id", "is not in the keyring: add it first, everywhere");
@@ -134,7 +135,10 @@ export function startRotation({ db, provider, log, intervalMs }: RotationOptions
         (sum, [id, count]) => sum + (id === active ? 0n : count),
         0n,
       );
-      await putRotationTarget(db, active);
+      await db.transaction().execute(async (transaction) => {
+        await putRotationTarget(transaction, active);
+        await insertAuditEntries(transaction, { action: "keys.rotated", actor, reason: active });
+      });
       log.info({ targetKekId: active, remaining: Number(remaining) }, "keys are being rotated");
       wake.abort();
       return remaining;

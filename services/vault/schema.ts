@@ -1,6 +1,6 @@
 // The rows of the vault's database as TypeScript sees them; migrations/vault makes the tables. They stand in one file because
 // Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
-import type { Generated, Kysely } from "kysely";
+import type { Generated, GeneratedAlways, Kysely } from "kysely";
 import { openDatabase, type PoolOptions } from "#libs/database.ts";
 
 /** All tables of the vault. */
@@ -13,6 +13,9 @@ export interface VaultTables {
   readonly vaultProcesses: VaultProcessesTable;
   readonly leaseWatchers: LeaseWatchersTable;
   readonly leaseInvalidations: LeaseInvalidationsTable;
+  readonly auditEntries: AuditEntriesTable;
+  readonly auditCheckpoints: AuditCheckpointsTable;
+  readonly auditPending: AuditPendingTable;
 }
 
 /** The database, or a transaction in it. */
@@ -164,4 +167,38 @@ export interface LeaseInvalidationsTable {
   readonly accountId: string;
   readonly reason: "REVOKED" | "RECONNECTED";
   readonly createTime: Generated<Date>;
+}
+
+/** What was done to credentials, by whom. Rows are added and read, never changed. */
+export interface AuditEntriesTable {
+  readonly id: GeneratedAlways<bigint>;
+  readonly time: Generated<Date>;
+  readonly delayMs: Generated<number>;
+  readonly action: string;
+  readonly service: string;
+  readonly subject: Generated<string>;
+  readonly projectId: Generated<string>;
+  readonly environment: Generated<string>;
+  readonly externalUserId: Generated<string>;
+  readonly accountId: Generated<string>;
+  readonly purpose: Generated<string>;
+  readonly requestId: Generated<string>;
+  readonly reason: Generated<string>;
+}
+
+/** The signed chain over the entries. */
+export interface AuditCheckpointsTable {
+  readonly number: bigint;
+  readonly time: Date;
+  readonly entryIds: readonly bigint[];
+  readonly entryHashes: readonly Buffer[];
+  readonly prevHash: Buffer;
+  readonly hash: Buffer;
+  readonly keyId: string;
+  readonly signature: Buffer;
+}
+
+/** Entries that no checkpoint has yet; a trigger puts them here. */
+export interface AuditPendingTable {
+  readonly id: bigint;
 }

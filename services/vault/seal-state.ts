@@ -2,6 +2,7 @@
 // vault answers nothing but its status. It makes no key and forgets none: it opens again when the keyring is back.
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
+import type { Gate } from "./gate.ts";
 import type { KekProvider } from "./keyring.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { countDataKeys } from "./sealed-tables.ts";
@@ -15,15 +16,10 @@ export interface KeyState {
   readonly dataKeysByKek: ReadonlyMap<string, bigint>;
 }
 
-/** Watches over the keys. */
-export interface SealState {
-  /** Throws FAILED_PRECONDITION `SEALED` while the vault is sealed; asks nobody. */
-  requireOpen(): void;
-  isOpen(): boolean;
+/** Watches over the keys: closed, it says FAILED_PRECONDITION `SEALED`. */
+export interface SealState extends Gate {
   /** Looks now, and acts on what it finds. */
   check(): Promise<KeyState>;
-  /** Calls the listener now, and whenever the state is another. */
-  onChange(listener: (open: boolean) => void): void;
   stop(): void;
 }
 

@@ -41,25 +41,40 @@ export interface Secrets {
   open<Value>(owner: SecretOwner, row: MaybeSealed & { readonly generation: bigint }): Promise<Value>;
 }
 
+/** Told of what does not open, by the reason of its DATA_LOSS; what it throws takes the place of that. */
+export type OnDamage = (owner: SecretOwner, reason: string) => void;
+
 /** Makes the sealer over the data keys. */
-export function secretsOver(dataKeys: DataKeys): Secrets {
+export function secretsOver(dataKeys: DataKeys, onDamage: OnDamage): Secrets {
+  /** Once, for whatever opens a secret: a lease, a refresh, a reveal, an export. */
+  async function tellDamage<Value>(owner: SecretOwner, work: () => Promise<Value>): Promise<Value> {
+    try {
+      return await work();
+    } catch (error) {
+      if (error instanceof StatusError && error.code === "DATA_LOSS") onDamage(owner, error.reason);
+      throw error;
+    }
+  }
+
   async function keyOf(owner: SecretOwner, row: MaybeSealed): Promise<ReadyKey> {
     const columns: DataKeyRow = { ...present(row), accountId: owner.id };
     return { ...columns, key: await dataKeys.unwrap(columns) };
   }
 
+  async function openRow(owner: SecretOwner, row: MaybeSealed & { readonly generation: bigint }) {
+    const { key, dataKeyId } = await keyOf(owner, row);
+    const plaintext = open(key, contextOf(owner, dataKeyId, row.generation), present(row).blob);
+    try {
+      return JSON.parse(plaintext.toString("utf8"));
+    } finally {
+      plaintext.fill(0);
+    }
+  }
+
   return {
     prepare: (owner) => dataKeys.create(owner.id),
-    keyOf,
-    async open(owner, row) {
-      const { key, dataKeyId } = await keyOf(owner, row);
-      const plaintext = open(key, contextOf(owner, dataKeyId, row.generation), present(row).blob);
-      try {
-        return JSON.parse(plaintext.toString("utf8"));
-      } finally {
-        plaintext.fill(0);
-      }
-    },
+    keyOf: (owner, row) => tellDamage(owner, () => keyOf(owner, row)),
+    open: (owner, row) => tellDamage(owner, () => openRow(owner, row)),
   };
 }
 

@@ -21,6 +21,7 @@
 import { type RawBuilder, sql } from "kysely";
 import type { Catalog } from "#libs/catalog.ts";
 import { digest } from "#libs/ids.ts";
+import { vaultItself } from "./audit-entries.ts";
 import type { VaultDatabase } from "./schema.ts";
 
 /** The provider's name for its user as it is kept; null when there is none. */
@@ -51,14 +52,22 @@ export async function deferRevocations(
 /** Ends the deferred revocations that wait for nothing any more: of one project, or of all. */
 export async function settleDeferredRevocations(db: VaultDatabase, projectId?: string): Promise<void> {
   await sql`
-    update revocations one
-    set state = case when ${isTold} then 'DONE' else 'FAILED' end,
-      last_error = case when ${isTold} then '' else 'SHARED_GRANT_NOT_TOLD' end,
-      complete_time = now()
-    where state = 'DEFERRED' and project_id = coalesce(${projectId ?? null}, project_id)
-      and (${isTold} or not (${hasSibling} or exists (
-        select from revocations other
-        where other.state = 'PENDING' and ${ofSameUser(sql`other`)})))`.execute(db);
+    with settled as (
+      update revocations one
+      set state = case when ${isTold} then 'DONE' else 'FAILED' end,
+        last_error = case when ${isTold} then '' else 'SHARED_GRANT_NOT_TOLD' end,
+        complete_time = now()
+      where state = 'DEFERRED' and project_id = coalesce(${projectId ?? null}, project_id)
+        and (${isTold} or not (${hasSibling} or exists (
+          select from revocations other
+          where other.state = 'PENDING' and ${ofSameUser(sql`other`)})))
+      returning project_id, environment, external_user_id, account_id, state, last_error
+    )
+    insert into audit_entries
+      (action, service, reason, project_id, environment, external_user_id, account_id)
+    select 'credential.revocation_' || lower(state), ${vaultItself.service}, last_error, project_id, environment,
+      external_user_id, account_id
+    from settled`.execute(db);
 }
 
 const hasSibling = sql`exists (

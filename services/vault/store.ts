@@ -1,5 +1,6 @@
 // Puts a secret in its account's row: the first one, or a new one in the place of the old when the user connects again. An
 // account that was destroyed takes none any more.
+import { type Actor, type AuditAction, insertAuditEntries } from "./audit-entries.ts";
 import {
   type CredentialMaterial,
   credentialOwner,
@@ -17,6 +18,15 @@ export type CredentialSubject = Pick<
   "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug" | "oauthAppId"
 >;
 
+/** What is stored, how it came and by whom. */
+export interface CredentialToStore {
+  readonly key: ReadyKey;
+  readonly material: CredentialMaterial;
+  readonly facts: GrantFacts;
+  readonly action: AuditAction;
+  readonly actor: Actor;
+}
+
 /**
  * Seals and stores, within a transaction. False when the account was destroyed, or belongs to another user or app. The key is
  * a new one, so that what was sealed before cannot be opened with it.
@@ -24,7 +34,7 @@ export type CredentialSubject = Pick<
 export async function storeCredential(
   transaction: VaultDatabase,
   { projectId, environment, externalUserId, accountId, appSlug, oauthAppId }: CredentialSubject,
-  { key, material, facts }: { key: ReadyKey; material: CredentialMaterial; facts: GrantFacts },
+  { key, material, facts, ...by }: CredentialToStore,
 ): Promise<boolean> {
   const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
   const existing = await lockCredential(transaction, subject);
@@ -37,6 +47,7 @@ export async function storeCredential(
   }
   const sealed = sealWith(key, credentialOwner(subject), (existing?.generation ?? 0n) + 1n, material);
   await putCredential(transaction, subject, { sealed, facts, existing });
+  await insertAuditEntries(transaction, { ...by, projectId, environment, externalUserId, accountId });
   if (existing !== undefined) {
     await insertInvalidations(transaction, { projectId, accountIds: [accountId] }, "RECONNECTED");
   }

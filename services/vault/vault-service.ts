@@ -1,15 +1,18 @@
-// The CredentialVault as handlers: the union of its groups, with leases and status, behind one guard: while the vault is
-// sealed every method but its status says so.
+// The CredentialVault as handlers: the union of its groups, with leases and status, behind one gate: while the vault is sealed,
+// or cannot write its audit, every method but its status says so.
 import type { Catalog } from "#libs/catalog.ts";
-import { unimplemented } from "#libs/errors.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { findHead } from "./audit-checkpoints.ts";
+import { actorOf } from "./audit-entries.ts";
+import type { AuditWriter } from "./audit-writer.ts";
 import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
 import { environmentName, leaseMessage } from "./credential-messages.ts";
 import { countCredentials, countReasons } from "./credentials.ts";
+import type { Gate } from "./gate.ts";
 import type { ImportFormats } from "./import-formats.ts";
 import { leaseCredential } from "./lease.ts";
 import { leaseGrants } from "./lease-grants.ts";
@@ -42,13 +45,14 @@ export interface Operations {
   readonly importFormats: ImportFormats;
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
+  readonly audit: AuditWriter;
+  /** Closed, it keeps every method but the status from being called. */
+  readonly gate: Gate;
 }
 
 /** The service over its collaborators. */
-export function vaultService(
-  options: VaultServiceOptions,
-  { sealState, rotation, importFormats, signals, signingKey }: Operations,
-): VaultHandlers {
+export function vaultService(options: VaultServiceOptions, operations: Operations): VaultHandlers {
+  const { rotation, importFormats, signals, signingKey, audit, gate } = operations;
   const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
     ...credentialHandlers({ ...options, signals, signingKey }),
@@ -58,37 +62,35 @@ export function vaultService(
       await requireWatching(options.db, proxyId);
       const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
       grants.note(proxyId, filter);
-      return { lease: leaseMessage(await leaseCredential(options, filter, call)) };
+      return { lease: leaseMessage(await leaseCredential({ ...options, audit }, filter, call)) };
     },
-    async revealCredential() {
-      throw unimplemented("RevealCredential");
-    },
-    watchLeases: (requests, call) => watchLeases({ ...options, signals, grants }, requests, call),
-    async rotateKeys({ activateKekId }) {
-      return { remaining: await rotation.begin(activateKekId) };
+    watchLeases: (requests, call) => watchLeases({ ...options, signals, grants, audit }, requests, call),
+    async rotateKeys({ activateKekId }, call) {
+      return { remaining: await rotation.begin(activateKekId, actorOf(call)) };
     },
   };
-  return { ...guarded(handlers, sealState), getVaultStatus: () => vaultStatus(options.db, sealState, rotation) };
+  return { ...guarded(handlers, gate), getVaultStatus: () => vaultStatus(options.db, operations) };
 }
 
 /** Asks before each call, once for all methods, so that none can forget it. */
-function guarded<Methods extends object>(handlers: Methods, sealState: SealState): Methods {
+function guarded<Methods extends object>(handlers: Methods, gate: Gate): Methods {
   const entries = Object.entries(handlers).map(([name, handler]) => [
     name,
     (...parameters: readonly unknown[]) => {
-      sealState.requireOpen();
+      gate.requireOpen();
       return handler(...parameters);
     },
   ]);
   return Object.fromEntries(entries);
 }
 
-async function vaultStatus(db: VaultDatabase, sealState: SealState, rotation: Rotation) {
+async function vaultStatus(db: VaultDatabase, { sealState, rotation, audit }: Operations) {
   const { sealedReason, activeKekId, dataKeysByKek } = await sealState.check();
   const states = await countCredentials(db);
   const reasons = await countReasons(db);
   const { count, time } = await countPendingRevocations(db);
   const { damaged, processes, processesByKek } = await rotation.status();
+  const head = await findHead(db);
   return {
     sealed: sealedReason !== undefined,
     sealedReason: sealedReason ?? "",
@@ -99,6 +101,9 @@ async function vaultStatus(db: VaultDatabase, sealState: SealState, rotation: Ro
     pendingRevocations: count,
     time,
     damagedDataKeys: BigInt(damaged),
+    auditUnavailable: !audit.isOpen(),
+    auditCheckpointNumber: head?.number ?? 0n,
+    auditCheckpointHash: head?.hash.toString("hex") ?? "",
     processes: BigInt(processes),
     processesByKek: Object.fromEntries([...processesByKek].map(([id, held]) => [id, BigInt(held)])),
   };

@@ -47,7 +47,7 @@ test("goes on under leases when vaults are killed, and leaves nothing under the 
     ...{ url, password, applicationName: "test", statementTimeoutMs: 10_000, maxConnections: 2 },
   });
   const keyring = fileKeyring({ path: state.keyringFile });
-  const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }));
+  const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }), () => undefined);
   const accountIds = await insertKeys({ db, secrets }, { projectId, prefix: "rotate", count: rows });
   await db.destroy();
 

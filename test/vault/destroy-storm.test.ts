@@ -2,6 +2,7 @@
 // one holds the rows, and is done.
 import { expect, test } from "vitest";
 import { createLogger } from "#libs/log.ts";
+import { vaultItself } from "../../services/vault/audit-entries.ts";
 import { destroyCredentials } from "../../services/vault/destroy.ts";
 import { listenForLeases } from "../../services/vault/lease-signals.ts";
 import { vaultFixture, whose } from "./vault-fixture.ts";
@@ -31,7 +32,7 @@ test("destroys what is refreshed between each of its readings and its destroying
   };
   const options = { db: vault.db, secrets: stormy, catalog: vault.catalog, signals };
   const request = { projectId: whose.projectId, environment: "development", accountIds: [accountId] } as const;
-  const [destroyed] = await destroyCredentials(options, { ...request, revokeSharedGrant: false });
+  const [destroyed] = await destroyCredentials(options, { ...request, revokeSharedGrant: false, actor: vaultItself });
   // Three rounds lost to a refresh each; the fourth held the row, and nothing could be stored.
   expect({ opened, isHeld }).toEqual({ opened: 4, isHeld: true });
   expect(destroyed).toMatchObject({ row: { state: "REVOKED", blob: null, generation: before.generation + 4n } });

@@ -22,7 +22,10 @@ const entries = () => readdirSync(spoolDirectory).filter((file) => file.endsWith
 
 /** What a process that starts now would drain with. */
 async function nextLife(directory: string): Promise<StoreOptions> {
-  const secrets = secretsOver(dataKeys({ provider: fileKeyring({ path: vault.keyringFile }), now: () => 0 }));
+  const secrets = secretsOver(
+    dataKeys({ provider: fileKeyring({ path: vault.keyringFile }), now: () => 0 }),
+    () => undefined,
+  );
   const log = createLogger("vault", "silent");
   return { db, secrets, log, spool: await openSpool({ directory, secrets, log }), passPoint: () => undefined };
 }
@@ -140,7 +143,7 @@ test("what is spooled after a rotation is sealed under the new key, also while t
     if (isAway) throw new Error("the key service is away");
     return keyring.wrap(...parameters);
   };
-  const secrets = secretsOver(dataKeys({ provider: { ...keyring, wrap }, now: () => 0 }));
+  const secrets = secretsOver(dataKeys({ provider: { ...keyring, wrap }, now: () => 0 }), () => undefined);
   const spool = await openSpool({ directory, secrets, log: createLogger("vault", "silent"), keyLifeMs: 20 });
   const kekOf = async () => {
     await spool.append("entry", {});

@@ -5,6 +5,7 @@ import { expect, test } from "vitest";
 import type { Client } from "#libs/rpc.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { ExportCredentialsResponse } from "#proto/deputy/vault/v1/operations.ts";
+import { vaultItself } from "../../services/vault/audit-entries.ts";
 import { exportCredentials } from "../../services/vault/export.ts";
 import { readMapping } from "../../services/vault/import-mapping.ts";
 import { decryptRecord, encryptRecord, readImportKey, readRecipient } from "../../services/vault/jwe.ts";
@@ -206,7 +207,11 @@ test("leases a shadowed grant while it is valid, never refreshes it, and refresh
   const source = await to.connectAccount();
   const own = await readRecipient(keys.publicJwk, "key");
   const [exported] = await Array.fromAsync(
-    exportCredentials({ db: to.db, secrets: to.vault.secrets }, { projectId: "proj_1" }, own),
+    exportCredentials(
+      { db: to.db, secrets: to.vault.secrets },
+      { projectId: "proj_1" },
+      { recipient: own, actor: vaultItself },
+    ),
   ).then((all) => all.filter(({ accountId }) => accountId === source));
   const value = JSON.parse(await decryptRecord(importKey, exported && "jwe" in exported ? exported.jwe : ""));
   const accountId = "apn_shadow";
@@ -255,7 +260,7 @@ test("streams a thousand records, and opens no row before somebody reads that fa
       return from.vault.secrets.open<Value>(...parameters);
     },
   };
-  const pulled = exportCredentials({ db: from.db, secrets: counting }, {}, recipient);
+  const pulled = exportCredentials({ db: from.db, secrets: counting }, {}, { recipient, actor: vaultItself });
   for (let index = 0; index < 10; index += 1) await pulled.next();
   expect(opened).toBe(10);
   await pulled.return(undefined);

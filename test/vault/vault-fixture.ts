@@ -20,10 +20,13 @@ import { answerConsent } from "../../dev/sandbox-consent.ts";
 import { startSandboxProvider } from "../../dev/sandbox-provider.ts";
 import { ensureSigningKey } from "../../dev/state.ts";
 import { accountLocks } from "../../services/vault/account-locks.ts";
+import { startAudit } from "../../services/vault/audit.ts";
+import { damageEntry } from "../../services/vault/audit-entries.ts";
 import { authenticator } from "../../services/vault/authenticate.ts";
 import { createAuthorizer } from "../../services/vault/authorize.ts";
 import { vaultCallers } from "../../services/vault/callers.ts";
 import { dataKeys } from "../../services/vault/data-keys.ts";
+import { gateOf } from "../../services/vault/gate.ts";
 import type { ImportFormats } from "../../services/vault/import-formats.ts";
 import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
@@ -88,7 +91,7 @@ export async function vaultFixture(given?: TestDatabase) {
   await createKeyringFile({ path: keyringFile, now: Date.now });
   const signingKeyFile = join(directory, "signing-key.pem");
   await ensureSigningKey(signingKeyFile);
-  const signingKey = await readSigningKey("the key", await readFile(signingKeyFile, "utf8"));
+  const signingKey = await readSigningKey("DEPUTY_SIGNING_KEY_FILE", await readFile(signingKeyFile, "utf8"));
 
   const tls = await testTls("sandbox");
   const provider = await startSandboxProvider({
@@ -128,7 +131,10 @@ export async function vaultFixture(given?: TestDatabase) {
     const log = createLogger("vault", "info", { write: (line) => lines.push(line) });
     const vaultDb = openVaultDatabase({ ...access, maxConnections: 10 });
     const keyring = fileKeyring({ path: more.keyringFile ?? keyringFile });
-    const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }));
+    const audit = startAudit({ database: access, signingKey, log });
+    const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }), (owner, reason) =>
+      audit.note(damageEntry(owner, reason)),
+    );
     const egress = openEgress({ exemptTargets, extraCa: tls.ca });
     const providers = { egress, exemptTargets, ...(more.timeoutMs !== undefined && { timeoutMs: more.timeoutMs }) };
     const locks = accountLocks(access);
@@ -144,12 +150,13 @@ export async function vaultFixture(given?: TestDatabase) {
     const address = `127.0.0.1:${account.internalPort}`;
     const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
     const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
+    const gate = gateOf(sealState, audit);
     const rotation = startRotation({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
     const server = await startServer({
       definition: CredentialVaultDefinition,
       handlers: vaultService(
         { db: vaultDb, secrets, catalog, authorizer, refresher },
-        { sealState, rotation, importFormats: more.importFormats ?? {}, signals, signingKey },
+        { sealState, rotation, importFormats: more.importFormats ?? {}, signals, signingKey, audit, gate },
       ),
       callers: vaultCallers,
       authenticate: authenticator(keys, Date.now),
@@ -158,13 +165,13 @@ export async function vaultFixture(given?: TestDatabase) {
       reflection: false,
       log,
     });
-    sealState.onChange(server.setServing);
+    gate.onChange(server.setServing);
     if (more.worker !== false) {
       const worker = await startJobs({ db: vaultDb, secrets, catalog, providers, log }, access);
       own.push(() => worker.stop());
     }
     const loop = more.loop
-      ? startRefreshLoop({ db: vaultDb, catalog, refresher, log, isOpen: sealState.isOpen, pollMs: 100 })
+      ? startRefreshLoop({ db: vaultDb, catalog, refresher, log, isOpen: gate.isOpen, pollMs: 100 })
       : undefined;
     const clients: { [Name in Service]?: Vault & { close(): void } } = {};
     async function as(service: Service): Promise<Vault> {
@@ -189,13 +196,14 @@ export async function vaultFixture(given?: TestDatabase) {
       await rotation.stop();
       await Promise.all([authorizer.idle(), refresher.idle()]);
       for (const end of own.splice(0)) await end();
+      await audit.stop();
       await egress.close();
       await locks.end();
       keys.close();
       await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, loop, secrets, stop };
+    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, audit, loop, secrets, stop };
   }
 
   const vault = await startVault();

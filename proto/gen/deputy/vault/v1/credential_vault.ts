@@ -41,7 +41,7 @@ export const protobufFileName = "deputy/vault/v1/credential_vault.proto";
 /**
  * Alone can decrypt credentials, alone talks to token endpoints, alone holds OAuth client secrets. Called by the account
  * and proxy services and by operators, never from outside. A credential that cannot be opened is DATA_LOSS with a reason;
- * a vault without its key answers FAILED_PRECONDITION `SEALED`.
+ * a vault without its key answers FAILED_PRECONDITION `SEALED`, one that cannot write its audit UNAVAILABLE `AUDIT_UNAVAILABLE`.
  * buf:lint:ignore SERVICE_SUFFIX
  */
 export type CredentialVaultDefinition = typeof CredentialVaultDefinition;

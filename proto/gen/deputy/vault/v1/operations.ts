@@ -96,6 +96,15 @@ export interface GetVaultStatusResponse {
    * provider refused them, `OAUTH_CLIENT_REJECTED`, `PROVIDER_FAILING`, `QUARANTINED` and so on.
    */
   credentialsByReason: { [key: string]: bigint };
+  /** Output only. Whether the answering process cannot write its audit: until it can, it serves nothing but this. */
+  auditUnavailable: boolean;
+  /**
+   * Output only. The number of the newest checkpoint of the audit; 0 before the first. Kept elsewhere together with the hash, it
+   * shows whether later checkpoints were removed.
+   */
+  auditCheckpointNumber: bigint;
+  /** Output only. The hash of that checkpoint, hexadecimal. */
+  auditCheckpointHash: string;
 }
 
 export interface GetVaultStatusResponse_DataKeysByKekEntry {
@@ -579,6 +588,9 @@ function createBaseGetVaultStatusResponse(): GetVaultStatusResponse {
     processes: 0n,
     processesByKek: {},
     credentialsByReason: {},
+    auditUnavailable: false,
+    auditCheckpointNumber: 0n,
+    auditCheckpointHash: "",
   };
 }
 
@@ -628,6 +640,18 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
       GetVaultStatusResponse_CredentialsByReasonEntry.encode({ key: key as any, value }, writer.uint32(90).fork())
         .join();
     });
+    if (message.auditUnavailable !== false) {
+      writer.uint32(96).bool(message.auditUnavailable);
+    }
+    if (message.auditCheckpointNumber !== 0n) {
+      if (BigInt.asIntN(64, message.auditCheckpointNumber) !== message.auditCheckpointNumber) {
+        throw new globalThis.Error("value provided for field message.auditCheckpointNumber of type int64 too large");
+      }
+      writer.uint32(104).int64(message.auditCheckpointNumber);
+    }
+    if (message.auditCheckpointHash !== "") {
+      writer.uint32(114).string(message.auditCheckpointHash);
+    }
     return writer;
   },
 
@@ -744,6 +768,30 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
             }
             continue;
           }
+          case 12: {
+            if (tag !== 96) {
+              break;
+            }
+
+            message.auditUnavailable = reader.bool();
+            continue;
+          }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.auditCheckpointNumber = reader.int64() as bigint;
+            continue;
+          }
+          case 14: {
+            if (tag !== 114) {
+              break;
+            }
+
+            message.auditCheckpointHash = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -804,6 +852,12 @@ export const GetVaultStatusResponse: MessageFns<GetVaultStatusResponse> = {
         }
         return acc;
       }, {});
+    message.auditUnavailable = object.auditUnavailable ?? false;
+    message.auditCheckpointNumber =
+      (object.auditCheckpointNumber !== undefined && object.auditCheckpointNumber !== null)
+        ? BigInt(object.auditCheckpointNumber)
+        : 0n;
+    message.auditCheckpointHash = object.auditCheckpointHash ?? "";
     return message;
   },
 };
