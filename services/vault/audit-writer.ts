@@ -55,7 +55,8 @@ export function startAuditWriter({ db, log }: { readonly db: VaultDatabase; read
     const nowMs = performance.now();
     const delayed = batch.map(({ entry, notedMs }) => ({ ...entry, delayMs: Math.round(nowMs - notedMs) }));
     // What has been answered meanwhile is read before the look, so that a busy process does not close by mistake.
-    const alarm = setTimeout(() => setImmediate(closeWhenLate), closeAfterMs - oldestAgeMs() + timerMs);
+    const leftMs = Math.max(0, closeAfterMs - oldestAgeMs()) + timerMs;
+    const alarm = setTimeout(() => setImmediate(closeWhenLate), leftMs);
     try {
       await insertAuditEntries(db, ...delayed);
       entries.splice(0, batch.length);

@@ -1,7 +1,6 @@
 // Who gets a lease and of what: the callers table, the token's project, environment and user, the app's templates, and rows
 // that somebody has changed.
 import { expect, test } from "vitest";
-import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { findLeaks } from "../support/leaks.ts";
 import { soon, tokenWith, vaultFixture, whose } from "./vault-fixture.ts";
 
@@ -123,12 +122,6 @@ test("says DATA_LOSS for a row that was changed, or whose secret was put in from
     await put({ blob: own, dataKeyId: key, wrappedDataKey: wrapped, generation });
   }
   expect((await lease(accountId)).lease?.generation).toBe(1n);
-});
-
-test("answers UNIMPLEMENTED for what is not built", async () => {
-  const named = { projectId: "proj_1", environment: 1 as const, accountId: "apn_1", purpose: "none" };
-  await expect(asAccount.revealCredential(named, soon())).rejects.toMatchObject({ code: "UNIMPLEMENTED" });
-  expect(Object.keys(CredentialVaultDefinition.methods)).toHaveLength(15);
 });
 
 test("writes no secret to its log or to any column", async () => {
