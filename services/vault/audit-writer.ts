@@ -2,9 +2,9 @@
 // a moment later takes all that have gathered. So an entry is at most 50 ms behind what it tells, and a process that is killed
 // loses the entries of that time.
 //
-// Nothing is given out unaudited for longer. When the oldest entry is not written after half a second, whatever the reason (an
-// error, a full disk, a lock, a disk that hangs), this gate closes: the vault serves nothing more, and says so. What is in the
-// list stays there and is tried again until it is written, and then the gate opens by itself. An insert whose acknowledgement
+// Nothing is given out unaudited for longer. When the oldest entry cannot be written (an error, a full disk, a lock, a disk that
+// hangs), this gate closes within a second: the vault serves nothing more, and says so. What is in the list stays there and is
+// tried again until it is written, and then the gate opens by itself. An insert whose acknowledgement
 // was lost is repeated: an entry may stand there twice, and never not at all.
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "#libs/log.ts";
@@ -22,8 +22,10 @@ export interface AuditWriter extends Gate {
 
 // With the insert behind it: 50 ms.
 const gatherMs = 20;
-const closeAfterMs = 500;
-const retryMs = 100;
+// A connection that broke is worth another try; an answer that is late may be on its way, on a busy machine.
+const failedAfterMs = 400;
+const hangingAfterMs = 700;
+const retryMs = 50;
 // A timer may fire a moment early.
 const timerMs = 2;
 const stopMs = 5_000;
@@ -55,8 +57,8 @@ export function startAuditWriter({ db, log }: { readonly db: VaultDatabase; read
     const nowMs = performance.now();
     const delayed = batch.map(({ entry, notedMs }) => ({ ...entry, delayMs: Math.round(nowMs - notedMs) }));
     // What has been answered meanwhile is read before the look, so that a busy process does not close by mistake.
-    const leftMs = Math.max(0, closeAfterMs - oldestAgeMs()) + timerMs;
-    const alarm = setTimeout(() => setImmediate(closeWhenLate), leftMs);
+    const leftMs = Math.max(0, hangingAfterMs - oldestAgeMs()) + timerMs;
+    const alarm = setTimeout(() => setImmediate(closeAfter, hangingAfterMs), leftMs);
     try {
       await insertAuditEntries(db, ...delayed);
       entries.splice(0, batch.length);
@@ -66,8 +68,8 @@ export function startAuditWriter({ db, log }: { readonly db: VaultDatabase; read
     }
   }
 
-  function closeWhenLate(cause?: unknown): void {
-    if (oldestAgeMs() >= closeAfterMs) settle(false, cause);
+  function closeAfter(ageMs: number, cause?: unknown): void {
+    if (oldestAgeMs() >= ageMs) settle(false, cause);
   }
 
   async function writeAll(): Promise<void> {
@@ -76,7 +78,7 @@ export function startAuditWriter({ db, log }: { readonly db: VaultDatabase; read
       try {
         await writeBatch();
       } catch (error) {
-        closeWhenLate(error);
+        closeAfter(failedAfterMs, error);
         await sleep(retryMs);
       }
     }

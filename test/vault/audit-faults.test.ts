@@ -263,7 +263,7 @@ test("does the same as a process of its own, which writes what it has noted when
   other.signal("SIGTERM");
   expect(await other.ended).toBe(0);
   expect(await leasesOf(accountId)).toBe(served);
-});
+}, 60_000);
 
 test("writes and seals what it has noted before it stops", async () => {
   const other = await vault.startVault({ worker: false });
