@@ -275,7 +275,7 @@ test("streams a thousand records, and opens no row before somebody reads that fa
   expect(answers.filter(({ error }) => error !== "")).toEqual([]);
   const last = accountIds.at(-1) ?? "";
   expect((await to.lease(last)).lease?.headers[0]?.value).toBe(keyOf(last));
-});
+}, 60_000);
 
 test("lets nobody but the operator export or import", async () => {
   for (const service of ["account", "proxy", "gateway"] as const) {
