@@ -17,6 +17,8 @@ test("has an entry for each thing that is done to a credential, with who did it"
   const accountId = await vault.connectAccount();
   await vault.lease(accountId);
   await asAccount.refreshCredential({ ...named, accountId, generation: 0n }, { ...soon(), requestId: "request-00001" });
+  // The proxy that watches is given the new lease unasked.
+  await until(async () => (await actionsOf(accountId)).length === 4);
   await vault.destroy(accountId);
   await until(async () => (await actionsOf(accountId)).includes("credential.revocation_done"));
   const entries = await entriesOf(accountId);
@@ -24,13 +26,14 @@ test("has an entry for each thing that is done to a credential, with who did it"
     "credential.connected by account",
     "credential.leased by proxy",
     "credential.refreshed by vault",
+    "credential.leased by proxy",
     "credential.destroyed by account",
     "credential.revocation_done by vault",
   ]);
   const subject = { projectId: "proj_1", environment: "development", externalUserId: "user-1", accountId };
   for (const entry of entries) expect(entry).toMatchObject(subject);
   expect(entries[1]).toMatchObject({ subject: "cli_1" });
-  for (const entry of [entries[0], entries[1], entries[3]]) expect(entry?.requestId).toMatch(/^[\w-]{8,}$/);
+  for (const entry of [entries[0], entries[1], entries[4]]) expect(entry?.requestId).toMatch(/^[\w-]{8,}$/);
 });
 
 test("has one for stored keys, refused refreshes, OAuth clients and rotations, and none for what was not done", async () => {
