@@ -63,7 +63,10 @@ test("lets nobody but the account service keep credentials, and nobody but opera
       get: client.getCredential(named, soon()),
       reveal: client.revealCredential({ ...named, purpose: "curious" }, soon()),
       refresh: client.refreshCredential(named, soon()),
-      destroy: client.destroyCredentials({ ...named, accountIds: ["apn_1"] }, soon()),
+      // Operators destroy again what a backup brought back.
+      ...(service !== "operator" && {
+        destroy: client.destroyCredentials({ ...named, accountIds: ["apn_1"] }, soon()),
+      }),
       complete: client.completeAuthorization({ state: "s" }, soon()),
     };
     for (const [name, call] of Object.entries(calls)) {
