@@ -7,11 +7,11 @@ import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_
 // Fetching keys is not part of one caller's call: many may wait for the same keys.
 const keysTimeoutMs = 5_000;
 
+/** What is asked of the account service. */
+export type TokenKeysClient = Pick<Client<typeof AccountServiceDefinition>, "getTokenKeys">;
+
 /** Makes the check of bearer tokens. */
-export function authenticator(
-  account: Pick<Client<typeof AccountServiceDefinition>, "getTokenKeys">,
-  now: () => number,
-): Authenticate {
+export function authenticator(account: TokenKeysClient, now: () => number): Authenticate {
   const verify = accessTokenVerifier(
     async () => (await account.getTokenKeys({}, { deadlineMs: now() + keysTimeoutMs })).keys,
     now,

@@ -1,37 +1,16 @@
 // The vault's process: alone opens credentials, alone speaks to token endpoints. It listens for other services only.
 import { loadCatalog } from "#libs/catalog.ts";
 import { readConfig } from "#libs/config.ts";
-import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
-import { startServer } from "#libs/rpc-server.ts";
 import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
 import { readSigningKey } from "#libs/signing-key.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
-import { accountLocks } from "./account-locks.ts";
-import { startAudit } from "./audit.ts";
-import { damageEntry } from "./audit-entries.ts";
-import { authenticator } from "./authenticate.ts";
-import { createAuthorizer } from "./authorize.ts";
-import { vaultCallers } from "./callers.ts";
 import { crashAt } from "./crash-points.ts";
-import { dataKeys } from "./data-keys.ts";
-import { gateOf } from "./gate.ts";
 import { readImportFormats } from "./import-formats.ts";
-import { startJobs } from "./jobs.ts";
 import { kekSettings, openKekProvider } from "./kek-provider.ts";
-import { listenForLeases } from "./lease-signals.ts";
-import { createRefresher } from "./refresh.ts";
-import { startRefreshLoop } from "./refresh-loop.ts";
-import { drainSpool } from "./refresh-store.ts";
-import { startRotation } from "./rotation.ts";
-import { openVaultDatabase } from "./schema.ts";
-import { watchSealState } from "./seal-state.ts";
-import { secretsOver } from "./secrets.ts";
-import { openSpool } from "./spool.ts";
-import { vaultService } from "./vault-service.ts";
+import { startVault } from "./start-vault.ts";
 
 const config = readConfig({
   ...serviceSettings,
@@ -77,86 +56,38 @@ const log = createLogger("vault", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 const production = !config.DEPUTY_DEVELOPMENT;
 const tls = tlsIdentity(config);
-const signingKey = await readSigningKey("DEPUTY_SIGNING_KEY_FILE", config.DEPUTY_SIGNING_KEY_FILE.reveal());
-const outgoing = egressOptions(config);
-const database = {
-  url: config.DEPUTY_DATABASE_URL,
-  password: config.DEPUTY_DATABASE_PASSWORD_FILE,
-  applicationName: "deputy-vault",
-  statementTimeoutMs: 15_000,
-  onIdleError: (error: Error) => log.warn({ err: error }, "a database connection broke"),
-};
-const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production });
-const db = openVaultDatabase({ ...database, maxConnections: 10 });
-const now = () => performance.now();
-const keks = await openKekProvider(config, { now });
-const audit = startAudit({ database, signingKey, log });
-const secrets = secretsOver(dataKeys({ provider: keks.provider, now }), (owner, reason) =>
-  audit.note(damageEntry(owner, reason)),
-);
-const egress = openEgress(outgoing);
-const providers = { egress, exemptTargets: outgoing.exemptTargets };
-const locks = accountLocks(database);
-const authorizer = createAuthorizer({ db, secrets, catalog, providers, log });
-const signals = listenForLeases(database, log);
-const directory = config.DEPUTY_SPOOL_DIRECTORY;
-const spool = directory === "" ? undefined : await openSpool({ directory, secrets, log });
-const unguardedApps = config.DEPUTY_REAUTH_UNGUARDED_APPS;
-const passPoint = crashAt(config.DEPUTY_TEST_CRASH_POINT, config.DEPUTY_DEVELOPMENT);
-const { refreshes } = signals;
-const refreshing = { db, locks, secrets, catalog, providers, log, spool, unguardedApps, refreshes, passPoint };
-const refresher = createRefresher(refreshing);
+const keks = await openKekProvider(config, { now: () => performance.now() });
 const account = createClient(AccountServiceDefinition, {
   address: config.DEPUTY_ACCOUNT_ADDRESS,
   tls,
   service: "account",
 });
-// A file costs nothing; a key service counts its calls.
-const lookMs = config.DEPUTY_KEK_PROVIDER === "file" ? 5_000 : 30_000;
-const sealState = await watchSealState({ db, provider: keks.provider, log, intervalMs: lookMs });
-const gate = gateOf(sealState, audit);
-const importFormats = await readImportFormats(
-  config.DEPUTY_IMPORT_KEY_FILE.reveal(),
-  config.DEPUTY_IMPORT_MAPPING_FILE,
-);
-const rotation = startRotation({ db, provider: keks.provider, log, intervalMs: 5_000 });
-if (sealState.isOpen()) await drainSpool(refreshing);
-else sealState.onChange((open) => void (open && drainSpool(refreshing)));
-const server = await startServer({
-  definition: CredentialVaultDefinition,
-  handlers: vaultService(
-    { db, secrets, catalog, authorizer, refresher },
-    { sealState, rotation, importFormats, signals, signingKey, audit, gate },
-  ),
-  callers: vaultCallers,
-  authenticate: authenticator(account, Date.now),
-  internalAddress: config.DEPUTY_VAULT_INTERNAL_ADDRESS,
-  tls,
-  reflection: !production,
+const vault = await startVault({
   log,
+  database: {
+    url: config.DEPUTY_DATABASE_URL,
+    password: config.DEPUTY_DATABASE_PASSWORD_FILE,
+    applicationName: "deputy-vault",
+    statementTimeoutMs: 15_000,
+    onIdleError: (error: Error) => log.warn({ err: error }, "a database connection broke"),
+  },
+  kekProvider: keks.provider,
+  signingKey: await readSigningKey("DEPUTY_SIGNING_KEY_FILE", config.DEPUTY_SIGNING_KEY_FILE.reveal()),
+  catalog: loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production }),
+  outgoing: egressOptions(config),
+  account,
+  importFormats: await readImportFormats(config.DEPUTY_IMPORT_KEY_FILE.reveal(), config.DEPUTY_IMPORT_MAPPING_FILE),
+  spoolDirectory: config.DEPUTY_SPOOL_DIRECTORY,
+  unguardedApps: config.DEPUTY_REAUTH_UNGUARDED_APPS,
+  passPoint: crashAt(config.DEPUTY_TEST_CRASH_POINT, config.DEPUTY_DEVELOPMENT),
+  listener: { address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, tls, reflection: !production },
+  intervals: {
+    // A file costs nothing; a key service counts its calls.
+    sealStateMs: config.DEPUTY_KEK_PROVIDER === "file" ? 5_000 : 30_000,
+    rotationMs: 5_000,
+    refreshMs: 1_000,
+  },
 });
-gate.onChange(server.setServing);
-const jobs = await startJobs({ db, secrets, catalog, providers, log }, database);
-log.info(
-  { address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, open: gate.isOpen(), signingKeyId: signingKey.keyId },
-  "serving",
-);
-const loop = startRefreshLoop({ db, catalog, refresher, log, isOpen: gate.isOpen });
+log.info({ address: config.DEPUTY_VAULT_INTERNAL_ADDRESS, ...vault.describe() }, "serving");
 
-stopInOrder(
-  log,
-  // First, because streams would hold up the drain; proxies then turn to another process.
-  signals.stop,
-  (timeoutMs) => Promise.all([server.drain(timeoutMs), loop.stop()]),
-  sealState.stop,
-  rotation.stop,
-  // What outlives its caller: a grant that is on its way is stored before the way to the provider is closed.
-  () => Promise.all([authorizer.idle(), refresher.idle()]),
-  jobs.stop,
-  audit.stop,
-  egress.close,
-  locks.end,
-  account.close,
-  () => keks.close(),
-  () => db.destroy(),
-);
+stopInOrder(log, ...vault.stopSteps, account.close, () => keks.close());

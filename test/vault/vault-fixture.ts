@@ -11,7 +11,6 @@ import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
 import { createClient } from "#libs/rpc-client.ts";
-import { startServer } from "#libs/rpc-server.ts";
 import { readSigningKey } from "#libs/signing-key.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
@@ -19,26 +18,10 @@ import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vau
 import { answerConsent } from "../../dev/sandbox-consent.ts";
 import { startSandboxProvider } from "../../dev/sandbox-provider.ts";
 import { ensureSigningKey } from "../../dev/state.ts";
-import { accountLocks } from "../../services/vault/account-locks.ts";
-import { startAudit } from "../../services/vault/audit.ts";
-import { damageEntry } from "../../services/vault/audit-entries.ts";
-import { authenticator } from "../../services/vault/authenticate.ts";
-import { createAuthorizer } from "../../services/vault/authorize.ts";
-import { vaultCallers } from "../../services/vault/callers.ts";
-import { dataKeys } from "../../services/vault/data-keys.ts";
-import { gateOf } from "../../services/vault/gate.ts";
 import type { ImportFormats } from "../../services/vault/import-formats.ts";
-import { startJobs } from "../../services/vault/jobs.ts";
 import { createKeyringFile, fileKeyring } from "../../services/vault/keyring.ts";
-import { listenForLeases } from "../../services/vault/lease-signals.ts";
-import { createRefresher } from "../../services/vault/refresh.ts";
-import { startRefreshLoop } from "../../services/vault/refresh-loop.ts";
-import { startRotation } from "../../services/vault/rotation.ts";
 import { openVaultDatabase } from "../../services/vault/schema.ts";
-import { watchSealState } from "../../services/vault/seal-state.ts";
-import { secretsOver } from "../../services/vault/secrets.ts";
-import { openSpool } from "../../services/vault/spool.ts";
-import { vaultService } from "../../services/vault/vault-service.ts";
+import { startVault as start } from "../../services/vault/start-vault.ts";
 import { createTestDatabase, type TestDatabase } from "../support/postgres.ts";
 import { startProviderShim } from "../support/provider-shim.ts";
 import { signToken, startStandIn, tokenKeys } from "../support/stand-in-service.ts";
@@ -124,55 +107,35 @@ export async function vaultFixture(given?: TestDatabase) {
   const db = openVaultDatabase({ ...access, maxConnections: 4 });
   ends.push(() => db.destroy());
 
-  /** Starts a vault process's parts, as main.ts puts them together. */
+  /** Starts a vault as its process does. */
   async function startVault(more: VaultOptions = {}) {
-    const own: (() => unknown)[] = [];
     const lines: string[] = [];
-    const log = createLogger("vault", "info", { write: (line) => lines.push(line) });
-    const vaultDb = openVaultDatabase({ ...access, maxConnections: 10 });
-    const keyring = fileKeyring({ path: more.keyringFile ?? keyringFile });
-    const audit = startAudit({ database: access, signingKey, log });
-    const secrets = secretsOver(dataKeys({ provider: keyring, now: () => performance.now() }), (owner, reason) =>
-      audit.note(damageEntry(owner, reason)),
-    );
-    const egress = openEgress({ exemptTargets, extraCa: tls.ca });
-    const providers = { egress, exemptTargets, ...(more.timeoutMs !== undefined && { timeoutMs: more.timeoutMs }) };
-    const locks = accountLocks(access);
-    const authorizer = createAuthorizer({ db: vaultDb, secrets, catalog, providers, log });
-    const signals = listenForLeases(access, log);
-    const passPoint = () => undefined;
-    const unguardedApps = more.unguardedApps ?? [];
-    const spool = more.spoolDirectory && (await openSpool({ directory: more.spoolDirectory, secrets, log }));
-    const { refreshes } = signals;
-    const refreshing = { db: vaultDb, locks, secrets, catalog, providers, log, passPoint, unguardedApps, refreshes };
-    const refresher = createRefresher({ ...refreshing, spool: spool || undefined });
     const vaultTls = await testTls("vault");
-    const address = `127.0.0.1:${account.internalPort}`;
-    const keys = createClient(AccountServiceDefinition, { address, tls: vaultTls, service: "account" });
-    const sealState = await watchSealState({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
-    const gate = gateOf(sealState, audit);
-    const rotation = startRotation({ db: vaultDb, provider: keyring, log, intervalMs: 50 });
-    const server = await startServer({
-      definition: CredentialVaultDefinition,
-      handlers: vaultService(
-        { db: vaultDb, secrets, catalog, authorizer, refresher },
-        { sealState, rotation, importFormats: more.importFormats ?? {}, signals, signingKey, audit, gate },
-      ),
-      callers: vaultCallers,
-      authenticate: authenticator(keys, Date.now),
-      internalAddress: "127.0.0.1:0",
+    const keys = createClient(AccountServiceDefinition, {
+      address: `127.0.0.1:${account.internalPort}`,
       tls: vaultTls,
-      reflection: false,
-      log,
+      service: "account",
     });
-    gate.onChange(server.setServing);
-    if (more.worker !== false) {
-      const worker = await startJobs({ db: vaultDb, secrets, catalog, providers, log }, access);
-      own.push(() => worker.stop());
-    }
-    const loop = more.loop
-      ? startRefreshLoop({ db: vaultDb, catalog, refresher, log, isOpen: gate.isOpen, pollMs: 100 })
-      : undefined;
+    const started = await start({
+      log: createLogger("vault", "info", { write: (line) => lines.push(line) }),
+      database: access,
+      kekProvider: fileKeyring({ path: more.keyringFile ?? keyringFile }),
+      signingKey,
+      catalog,
+      outgoing: { exemptTargets, extraCa: tls.ca },
+      account: keys,
+      importFormats: more.importFormats ?? {},
+      spoolDirectory: more.spoolDirectory ?? "",
+      unguardedApps: more.unguardedApps ?? [],
+      passPoint: () => undefined,
+      listener: { address: "127.0.0.1:0", tls: vaultTls, reflection: false },
+      intervals: { sealStateMs: 50, rotationMs: 50, refreshMs: 100 },
+      ...(more.timeoutMs !== undefined && { providerTimeoutMs: more.timeoutMs }),
+      without: [
+        ...(more.worker === false ? (["revocations"] as const) : []),
+        ...(more.loop ? [] : (["refreshes"] as const)),
+      ],
+    });
     const clients: { [Name in Service]?: Vault & { close(): void } } = {};
     async function as(service: Service): Promise<Vault> {
       const found = clients[service] ?? (await connect(service));
@@ -180,30 +143,22 @@ export async function vaultFixture(given?: TestDatabase) {
       return found;
     }
     async function connect(service: Service) {
-      const options = { address: `127.0.0.1:${server.internalPort}`, tls: await testTls(service), service: "vault" };
+      const options = { address: `127.0.0.1:${started.port}`, tls: await testTls(service), service: "vault" };
       const client = createClient(CredentialVaultDefinition, options);
       const leaseInjection: Vault["leaseInjection"] = (request, call) =>
         client.leaseInjection({ proxyId: watchingProxyId, ...request }, call);
       return { ...client, leaseInjection };
     }
+    const [stopStreams, ...stopSteps] = started.stopSteps;
     const stop = async () => {
       ends.splice(0, ends.length, ...ends.filter((end) => end !== stop));
-      await signals.stop();
+      await stopStreams?.(2_000);
       for (const client of Object.values(clients)) client.close();
-      await server.drain(2_000);
-      sealState.stop();
-      await loop?.stop();
-      await rotation.stop();
-      await Promise.all([authorizer.idle(), refresher.idle()]);
-      for (const end of own.splice(0)) await end();
-      await audit.stop();
-      await egress.close();
-      await locks.end();
+      for (const step of stopSteps) await step(2_000);
       keys.close();
-      await vaultDb.destroy();
     };
     ends.push(stop);
-    return { as, lines, port: server.internalPort, authorizer, refresher, sealState, audit, loop, secrets, stop };
+    return { ...started, as, lines, stop };
   }
 
   const vault = await startVault();
