@@ -30,20 +30,28 @@ export class EgressError extends Error {
   readonly kind: EgressFailure;
   /** Whether any byte of the request may have reached the upstream. When false, sending again is safe for every method. */
   readonly sent: boolean;
+  /** Whether any byte of an answer has come. */
+  readonly answered: boolean;
   readonly denial: Denial | undefined;
 
-  constructor(kind: EgressFailure, message: string, sent: boolean, denial?: Denial) {
+  constructor(
+    kind: EgressFailure,
+    message: string,
+    sent: boolean,
+    { answered = false, denial }: { readonly answered?: boolean; readonly denial?: Denial } = {},
+  ) {
     super(message);
     this.name = "EgressError";
     this.kind = kind;
     this.sent = sent;
+    this.answered = answered;
     this.denial = denial;
   }
 }
 
 /** The failure that carries a denial. */
 export function denied(denial: Denial): EgressError {
-  return new EgressError("denied", denial.message, false, denial);
+  return new EgressError("denied", denial.message, false, { denial });
 }
 
 // RFC 9110, 9.2.1: a repeat of these asks for nothing but an answer.

@@ -30,6 +30,11 @@ export function readAnswerHeaders(status: number, raw: unknown): AnswerHeaders {
   if (status === 101 || status < 100 || status > 599) {
     throw malformedAnswer(status === 101 ? "an unasked-for change of protocol" : "a status outside 100 to 599");
   }
+  return { status, headers: readFields(raw) };
+}
+
+/** Reads a raw block of headers or trailers, and leaves out what ends here. */
+export function readFields(raw: unknown): readonly Header[] {
   const block = Array.isArray(raw) ? raw : [];
   const all: Header[] = [];
   for (let index = 0; index + 1 < block.length; index += 2) {
@@ -37,7 +42,7 @@ export function readAnswerHeaders(status: number, raw: unknown): AnswerHeaders {
   }
   const named = all.filter(([name]) => name === "connection").flatMap(([, value]) => value.toLowerCase().split(","));
   const dropped = new Set([...droppedNames, ...named.map((name) => name.trim())]);
-  return { status, headers: all.filter(([name]) => !dropped.has(name)) };
+  return all.filter(([name]) => !dropped.has(name));
 }
 
 function malformedAnswer(what: string): EgressError {

@@ -19,7 +19,7 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   kysely: ["libs/database.ts", "migrations/", "services/account/", "services/vault/"],
   "graphile-worker": ["migrations/", "services/account/", "services/vault/"],
   pino: ["libs/log.ts"],
-  undici: ["libs/egress.ts", "libs/egress-connector.ts"],
+  undici: ["libs/egress.ts", "libs/egress-exchange.ts", "libs/egress-connector.ts"],
   yaml: ["libs/catalog.ts", "services/vault/import-mapping.ts"],
   jose: ["libs/access-tokens.ts", "libs/signing-key.ts", "services/account/", "services/vault/"],
   oauth4webapi: ["services/vault/"],
