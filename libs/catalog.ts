@@ -93,6 +93,17 @@ const lifecycle = z.strictObject({
   revoke_effect: z.enum(["token", "grant", "user_client"]).default("grant"),
 });
 
+/** An answer that refuses the credential. All that is given must hold. */
+const authFailureRule = z
+  .strictObject({
+    status: z.int().min(100).max(599).optional(),
+    /** A header, and what its value must hold, in any case. */
+    header: z.strictObject({ name: z.string().toLowerCase(), value: z.string().default("") }).optional(),
+    /** A path in the JSON answer like `error.code`, and the text that must stand there. */
+    body: z.strictObject({ at: z.string().min(1), value: z.string() }).optional(),
+  })
+  .refine((rule) => Object.values(rule).some((part) => part !== undefined), "needs a status, a header or a body");
+
 const proxy = z.strictObject({
   enabled: z.boolean(),
   /** What relative URLs are joined to; may hold `{{custom_fields.name}}`. */
@@ -105,6 +116,10 @@ const proxy = z.strictObject({
     query: z.record(z.string(), z.string()).default({}),
     basic: z.strictObject({ username: z.string(), password: z.string() }).optional(),
   }),
+  /** Answers beside 401 by which the upstream refuses the credential. */
+  auth_failure: z.array(authFailureRule).default([]),
+  /** Whether answers may show the credential; they are masked otherwise. */
+  echo_allowed: z.boolean().default(false),
 });
 
 const app = z

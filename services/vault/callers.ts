@@ -7,19 +7,21 @@ import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credentia
 
 const account: readonly Admission[] = [{ service: "account" }];
 const operator: readonly Admission[] = [{ service: "operator" }];
+const proxyForCaller: Admission = { service: "proxy", scope: "connect:proxy", connectToken: true };
 
 /** The ways in, for each method. */
 export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinition>> = {
   storeCredential: account,
   startAuthorization: account,
   completeAuthorization: account,
-  refreshCredential: account,
+  // A proxy's caller whose upstream refuses the access token.
+  refreshCredential: [...account, proxyForCaller],
   getCredential: account,
   // Not for connect tokens, whatever their scopes.
   revealCredential: [{ service: "account", scope: "connect:credentials:reveal" }],
   // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
   destroyCredentials: [...account, ...operator],
-  leaseInjection: [{ service: "proxy", scope: "connect:proxy", connectToken: true }],
+  leaseInjection: [proxyForCaller],
   watchLeases: [{ service: "proxy" }],
   putOauthClient: account,
   destroyOauthClient: account,

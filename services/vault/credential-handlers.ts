@@ -15,6 +15,7 @@ import type { LeaseSignals } from "./lease-signals.ts";
 import { isOauthApp } from "./provider.ts";
 import { signReceipt } from "./receipts.ts";
 import type { Refresher } from "./refresh.ts";
+import { isForcedTooSoon } from "./refresh-times.ts";
 import { revealCredential } from "./reveal.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
@@ -62,13 +63,14 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
     },
 
     async refreshCredential(request, call) {
-      const { projectId, accountId, generation } = request;
-      const filter = { projectId, accountId, environment: environmentName(request.environment) };
+      const { projectId, externalUserId, accountId, generation } = request;
+      const filter = { projectId, externalUserId, accountId, environment: environmentName(request.environment) };
       const row = await getCredential(db, filter);
       requireUsable(row);
       if (row.shadow) throw shadowed();
       const isHeld = generation === 0n || generation === row.generation;
-      if (isHeld) await within(refresher.refresh(row), call);
+      const isTooSoon = call.caller.service === "proxy" && isForcedTooSoon(row);
+      if (isHeld && !isTooSoon) await within(refresher.refresh(row), call);
       const after = await getCredential(db, filter);
       requireUsable(after);
       return { credential: credentialMessage(after), refreshed: after.generation > row.generation };

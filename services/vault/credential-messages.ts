@@ -1,8 +1,9 @@
 // What the handlers share: rows as messages of the contract, and the contract's environments as the tables name them.
+import type { CatalogApp } from "#libs/catalog.ts";
 import { ProviderRevocation, type RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { type Credential, CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
-import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
+import type { AuthFailureRule, InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import type { CredentialRow } from "./credentials.ts";
 import type { DestroyedCredential } from "./destroy.ts";
 import type { Lease } from "./lease.ts";
@@ -30,6 +31,21 @@ export function credentialMessage(row: CredentialRow): Credential {
   };
 }
 
+/** An app's rule for answers that refuse a credential. */
+export function authFailureMessage({
+  status,
+  header,
+  body,
+}: CatalogApp["proxy"]["auth_failure"][number]): AuthFailureRule {
+  return {
+    status: status ?? 0,
+    headerName: header?.name ?? "",
+    headerValue: header?.value ?? "",
+    bodyPath: body?.at ?? "",
+    bodyValue: body?.value ?? "",
+  };
+}
+
 /** The proof of one destruction. */
 export function receiptMessage({ row, providerRevocation }: DestroyedCredential, jws: string): RevocationReceipt {
   return {
@@ -50,5 +66,6 @@ export function leaseMessage(lease: Lease): InjectionLease {
     query: [...lease.query],
     allowedDomains: [...lease.allowedDomains],
     allowedPorts: [...lease.allowedPorts],
+    authFailureRules: lease.authFailureRules.map(authFailureMessage),
   };
 }

@@ -1,6 +1,6 @@
 // A lease: an account's access material for some seconds, refreshed first where it has ended. A token that is still valid is
 // leased while its refresh runs elsewhere or fails; who waits is bounded by the caller's deadline.
-import type { Catalog } from "#libs/catalog.ts";
+import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { fillInjection, type Injection } from "#libs/injection-templates.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -27,6 +27,9 @@ export interface Lease extends Injection {
   readonly leaseExpireTime: Date;
   readonly leaseDurationMs: number;
   readonly refreshed: boolean;
+  readonly authFailureRules: CatalogApp["proxy"]["auth_failure"];
+  readonly echoAllowed: boolean;
+  readonly refreshable: boolean;
 }
 
 /** What leases are made from. */
@@ -79,6 +82,9 @@ export async function leaseOf(
     leaseExpireTime: new Date(readMs + leaseDurationMs),
     leaseDurationMs,
     refreshed,
+    authFailureRules: app.proxy.auth_failure,
+    echoAllowed: app.proxy.echo_allowed,
+    refreshable: material.refreshToken !== undefined && !row.shadow,
   };
   // At last: what cannot be audited is not given out.
   const { projectId, environment, externalUserId, accountId } = row;

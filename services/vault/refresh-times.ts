@@ -13,6 +13,19 @@ export function isDue({ expireTime, readTime }: { expireTime: Date | null; readT
   return expireTime !== null && expireTime.getTime() - readTime.getTime() < dueMarginMs;
 }
 
+// An upstream that refuses every token must not make its provider see a refresh for each request.
+const forcedEveryMs = 60_000;
+
+/**
+ * Whether a refresh that an upstream's refusal asks for is left out: the token is fresh, so that another would not help, or
+ * refreshes fail, and the next is sent at its time. The row says so to all vault processes, so that the limit is one for all
+ * proxies.
+ */
+export function isForcedTooSoon(row: { failures: number; lastRefreshTime: Date | null; readTime: Date }): boolean {
+  const ageMs = row.readTime.getTime() - (row.lastRefreshTime?.getTime() ?? 0);
+  return row.failures > 0 || ageMs < forcedEveryMs;
+}
+
 /** Whether the access token can still be used. */
 export function isValid({ expireTime, readTime }: { expireTime: Date | null; readTime: Date }): boolean {
   return expireTime === null || expireTime > readTime;

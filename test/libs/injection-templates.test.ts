@@ -14,6 +14,8 @@ function appWith(proxy: object): CatalogApp {
     allowed_domains: [],
     allowed_ports: [],
     inject,
+    auth_failure: [],
+    echo_allowed: false,
   };
   return { ...sandbox, proxy: { ...defaults, ...proxy } };
 }

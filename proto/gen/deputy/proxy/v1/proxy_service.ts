@@ -48,7 +48,10 @@ export interface ForwardRequest {
   headers: Header[];
   /** Optional. The body, at most 8 MiB. */
   body: Buffer;
-  /** Optional. How long to wait in all, 1 to 30000 ms; 30000 when not given. The call's own deadline applies beside it. */
+  /**
+   * Optional. How long to wait in all, 1 to 30000 ms; 30000 when not given. In a stream: how long to wait for the answer's
+   * head after the request's last byte. The call's own deadline applies beside it.
+   */
   timeoutMs: number;
   /** Optional. Used in place of an account. */
   inlineCredential: InlineCredential | undefined;
@@ -66,7 +69,7 @@ export interface ForwardResponse {
   attempts: number;
   /** Output only. Whether the credential was refreshed on the way. */
   refreshed: boolean;
-  /** Output only. From the first byte sent to the last byte received, in milliseconds. */
+  /** Output only. From the first byte sent to the last byte received, in a stream to the head, in milliseconds. */
   upstreamDurationMs: number;
 }
 
@@ -75,7 +78,10 @@ export interface ForwardStreamRequest {
   /** Which piece. */
   piece:
     | //
-    /** First message: the request without its body. */
+    /**
+     * First message: the request without its body. A GET or HEAD is sent at once, any other request with the first chunk of
+     * its body or when the caller ends its side.
+     */
     { $case: "head"; value: ForwardRequest }
     | //
     /** A chunk of the body. */
@@ -1124,7 +1130,10 @@ export const ProxyServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Sends one request with bodies of any size, in both directions at once. */
+    /**
+     * Sends one request with bodies of any size, in both directions at once. The answer's head is waited for 30 s after the
+     * request's last byte; a stream on which no byte moves for 60 s ends with DEADLINE_EXCEEDED, like the call's own deadline.
+     */
     forwardStream: {
       name: "ForwardStream",
       requestType: ForwardStreamRequest as typeof ForwardStreamRequest,

@@ -159,7 +159,10 @@ export interface CompleteAuthorizationResponse {
   identityName: string;
 }
 
-/** Refreshes a credential now, whether it is due or not. */
+/**
+ * Refreshes a credential now, whether it is due or not. A proxy asks when an upstream refuses the access token, with its
+ * caller's own token: then nothing is sent within a minute of the last refresh, or while refreshes fail.
+ */
 export interface RefreshCredentialRequest {
   /** Required. The project. */
   projectId: string;
@@ -169,6 +172,8 @@ export interface RefreshCredentialRequest {
   accountId: string;
   /** Optional. The generation that the caller holds; when the vault's is newer nothing is sent. */
   generation: bigint;
+  /** Optional. When given, an account of another user counts as absent. */
+  externalUserId: string;
 }
 
 /** The credential after the refresh. */
@@ -1158,7 +1163,7 @@ export const CompleteAuthorizationResponse: MessageFns<CompleteAuthorizationResp
 };
 
 function createBaseRefreshCredentialRequest(): RefreshCredentialRequest {
-  return { projectId: "", environment: 0, accountId: "", generation: 0n };
+  return { projectId: "", environment: 0, accountId: "", generation: 0n, externalUserId: "" };
 }
 
 export const RefreshCredentialRequest: MessageFns<RefreshCredentialRequest> = {
@@ -1177,6 +1182,9 @@ export const RefreshCredentialRequest: MessageFns<RefreshCredentialRequest> = {
         throw new globalThis.Error("value provided for field message.generation of type uint64 too large");
       }
       writer.uint32(32).uint64(message.generation);
+    }
+    if (message.externalUserId !== "") {
+      writer.uint32(42).string(message.externalUserId);
     }
     return writer;
   },
@@ -1226,6 +1234,14 @@ export const RefreshCredentialRequest: MessageFns<RefreshCredentialRequest> = {
             message.generation = reader.uint64() as bigint;
             continue;
           }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.externalUserId = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1249,6 +1265,7 @@ export const RefreshCredentialRequest: MessageFns<RefreshCredentialRequest> = {
     message.generation = (object.generation !== undefined && object.generation !== null)
       ? BigInt(object.generation)
       : 0n;
+    message.externalUserId = object.externalUserId ?? "";
     return message;
   },
 };

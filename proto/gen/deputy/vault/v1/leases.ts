@@ -88,6 +88,26 @@ export interface InjectionLease {
    * clocks of two machines are never compared.
    */
   leaseDurationMs: number;
+  /** Output only. Answers beside 401 by which the upstream refuses the credential. */
+  authFailureRules: AuthFailureRule[];
+  /** Output only. Whether answers may show the injected values: without it they are masked. */
+  echoAllowed: boolean;
+  /** Output only. Whether the access token can be refreshed when the upstream refuses it: not so for keys. */
+  refreshable: boolean;
+}
+
+/** An answer by which an upstream refuses the credential. Every condition given must hold. */
+export interface AuthFailureRule {
+  /** Output only. The status code; 0 for any. */
+  status: number;
+  /** Output only. A header that must be there, in lower case; empty for none. */
+  headerName: string;
+  /** Output only. What that header must hold, in any case; empty for anything. */
+  headerValue: string;
+  /** Output only. A path in the JSON body, like `error.code`; empty for none. Bodies over 64 KiB are not looked into. */
+  bodyPath: string;
+  /** Output only. The text that must stand there. */
+  bodyValue: string;
 }
 
 /** A name and the secret that goes there. */
@@ -341,6 +361,9 @@ function createBaseInjectionLease(): InjectionLease {
     refreshed: false,
     allowedPorts: [],
     leaseDurationMs: 0,
+    authFailureRules: [],
+    echoAllowed: false,
+    refreshable: false,
   };
 }
 
@@ -388,6 +411,15 @@ export const InjectionLease: MessageFns<InjectionLease> = {
     }
     if (message.leaseDurationMs !== 0) {
       writer.uint32(96).int32(message.leaseDurationMs);
+    }
+    for (const v of message.authFailureRules) {
+      AuthFailureRule.encode(v!, writer.uint32(106).fork()).join();
+    }
+    if (message.echoAllowed !== false) {
+      writer.uint32(112).bool(message.echoAllowed);
+    }
+    if (message.refreshable !== false) {
+      writer.uint32(120).bool(message.refreshable);
     }
     return writer;
   },
@@ -511,6 +543,30 @@ export const InjectionLease: MessageFns<InjectionLease> = {
             message.leaseDurationMs = reader.int32();
             continue;
           }
+          case 13: {
+            if (tag !== 106) {
+              break;
+            }
+
+            message.authFailureRules.push(AuthFailureRule.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 14: {
+            if (tag !== 112) {
+              break;
+            }
+
+            message.echoAllowed = reader.bool();
+            continue;
+          }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.refreshable = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -542,6 +598,112 @@ export const InjectionLease: MessageFns<InjectionLease> = {
     message.refreshed = object.refreshed ?? false;
     message.allowedPorts = object.allowedPorts?.map((e) => e) || [];
     message.leaseDurationMs = object.leaseDurationMs ?? 0;
+    message.authFailureRules = object.authFailureRules?.map((e) => AuthFailureRule.fromPartial(e)) || [];
+    message.echoAllowed = object.echoAllowed ?? false;
+    message.refreshable = object.refreshable ?? false;
+    return message;
+  },
+};
+
+function createBaseAuthFailureRule(): AuthFailureRule {
+  return { status: 0, headerName: "", headerValue: "", bodyPath: "", bodyValue: "" };
+}
+
+export const AuthFailureRule: MessageFns<AuthFailureRule> = {
+  encode(message: AuthFailureRule, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.status !== 0) {
+      writer.uint32(8).int32(message.status);
+    }
+    if (message.headerName !== "") {
+      writer.uint32(18).string(message.headerName);
+    }
+    if (message.headerValue !== "") {
+      writer.uint32(26).string(message.headerValue);
+    }
+    if (message.bodyPath !== "") {
+      writer.uint32(34).string(message.bodyPath);
+    }
+    if (message.bodyValue !== "") {
+      writer.uint32(42).string(message.bodyValue);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AuthFailureRule {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAuthFailureRule();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.status = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.headerName = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.headerValue = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.bodyPath = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.bodyValue = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<AuthFailureRule>): AuthFailureRule {
+    return AuthFailureRule.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AuthFailureRule>): AuthFailureRule {
+    const message = createBaseAuthFailureRule();
+    message.status = object.status ?? 0;
+    message.headerName = object.headerName ?? "";
+    message.headerValue = object.headerValue ?? "";
+    message.bodyPath = object.bodyPath ?? "";
+    message.bodyValue = object.bodyValue ?? "";
     return message;
   },
 };
