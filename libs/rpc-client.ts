@@ -10,6 +10,7 @@ import {
   type MethodDefinition,
   maxMessageBytes,
   type ServiceDefinition,
+  serialize,
   serviceOfCertificate,
   type TlsIdentity,
 } from "./rpc.ts";
@@ -81,7 +82,7 @@ function call(
   input: unknown,
   options: CallOptions,
 ): unknown {
-  const serialize = (message: unknown) => Buffer.from(method.requestType.encode(message as never).finish());
+  const encode = (message: unknown) => serialize(method.requestType, message);
   const deserialize = (bytes: Buffer) => method.responseType.decode(bytes);
   const complete = (partial: unknown) => method.requestType.fromPartial(partial as never);
   const metadata = new grpc.Metadata();
@@ -92,20 +93,20 @@ function call(
   if (method.requestStream && !method.responseStream)
     throw new Error(`${path}: client streams are not in the contract`);
   if (method.requestStream) {
-    const stream = channel.makeBidiStreamRequest(path, serialize, deserialize, metadata, callOptions);
+    const stream = channel.makeBidiStreamRequest(path, encode, deserialize, metadata, callOptions);
     write(stream, input as AsyncIterable<unknown>, complete).catch((error) => stream.destroy(error));
     return read(stream, options.signal);
   }
   if (method.responseStream) {
     const request = complete(input);
-    const stream = channel.makeServerStreamRequest(path, serialize, deserialize, request, metadata, callOptions);
+    const stream = channel.makeServerStreamRequest(path, encode, deserialize, request, metadata, callOptions);
     return read(stream, options.signal);
   }
   return new Promise((resolve, reject) => {
     const request = complete(input);
     const unary = channel.makeUnaryRequest(
       path,
-      serialize,
+      encode,
       deserialize,
       request,
       metadata,

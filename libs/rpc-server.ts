@@ -19,6 +19,7 @@ import {
   type MethodName,
   maxMessageBytes,
   type ServiceDefinition,
+  serialize,
   serviceOfCertificate,
   type TlsIdentity,
 } from "./rpc.ts";
@@ -144,9 +145,9 @@ function serverDefinition(definition: ServiceDefinition): grpc.ServiceDefinition
       path: `/${definition.fullName}/${method.name}`,
       requestStream: method.requestStream,
       responseStream: method.responseStream,
-      requestSerialize: (message: unknown) => Buffer.from(method.requestType.encode(message as never).finish()),
+      requestSerialize: (message: unknown) => serialize(method.requestType, message),
       requestDeserialize: (bytes: Buffer): Received => ({ message: method.requestType.decode(bytes) as object, bytes }),
-      responseSerialize: (message: unknown) => Buffer.from(method.responseType.encode(message as never).finish()),
+      responseSerialize: (message: unknown) => serialize(method.responseType, message),
       responseDeserialize: (bytes: Buffer) => method.responseType.decode(bytes),
     },
   ]);

@@ -84,5 +84,11 @@ export function serviceOfCertificate(subjectAltName: string | undefined, trustDo
   return entry?.slice(prefix.length);
 }
 
+/** A message as bytes: those that the codec made, not a copy of them. */
+export function serialize(type: MessageType, message: unknown): Buffer {
+  const { buffer, byteOffset, byteLength } = type.encode(message as never).finish();
+  return Buffer.from(buffer, byteOffset, byteLength);
+}
+
 /** The largest message either side takes: a body of 8 MiB with its head. */
 export const maxMessageBytes = 9 * 1024 * 1024;
