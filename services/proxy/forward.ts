@@ -1,17 +1,20 @@
 // Forward: judges a request's form, leases the account's credential, judges where the request may go, puts the credential in,
-// and sends it once. What an upstream answers is data, whatever its status.
-import type { Egress, EgressAnswer, EgressRequest } from "#libs/egress.ts";
-import { EgressError, egressStatusError } from "#libs/egress-error.ts";
+// and sends it. What an upstream answers is data, whatever its status.
+import type { Egress, EgressAnswer } from "#libs/egress.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import type { ForwardRequest, ForwardResponse } from "#proto/deputy/proxy/v1/proxy_service.ts";
-import { type Leased, LeaseOver, type LeasingCollaborators, withLease } from "./lease-client.ts";
+import { type Leased, type LeasingCollaborators, withLease } from "./lease-client.ts";
 import type { Limits } from "./limits.ts";
-import { checkForm, composeRequest, maxBodyBytes, maxTimeoutMs } from "./outgoing-request.ts";
+import { checkForm, maxBodyBytes, maxTimeoutMs } from "./outgoing-request.ts";
+import { redactor } from "./redaction.ts";
+import type { RefreshingVault } from "./refresh-client.ts";
+import { newTally, refreshIfRefused, type Sending, sendLeased } from "./send-leased.ts";
 
-/** What Forward works with. */
+/** What forwarding works with. */
 export interface ForwardCollaborators extends LeasingCollaborators {
-  readonly egress: Pick<Egress, "send">;
+  readonly vault: LeasingCollaborators["vault"] & RefreshingVault;
+  readonly egress: Pick<Egress, "send" | "open">;
   readonly limits: Limits;
   /** `host:port` of development upstreams; empty in production. */
   readonly exemptTargets: readonly string[];
@@ -28,57 +31,41 @@ export async function forward(
   call: Call,
 ): Promise<ForwardResponse> {
   checkForm(request);
-  const startMs = collaborators.now();
-  const deadlineMs = Math.min(startMs + (request.timeoutMs || maxTimeoutMs), call.deadlineMs - reserveMs);
+  const { vault, egress, exemptTargets, now } = collaborators;
+  const deadlineMs = Math.min(now() + (request.timeoutMs || maxTimeoutMs), call.deadlineMs - reserveMs);
+  const tally = newTally();
+  const sending: Sending<EgressAnswer> = {
+    ...{ request, exemptTargets, tally, replayable: true },
+    send: (outgoing) => egress.send({ ...outgoing, totalTimeoutMs: timeLeft(deadlineMs - now()), maxBodyBytes }),
+  };
   const leave = await collaborators.limits.enter(request);
   try {
-    return await withLease(collaborators, request, { ...call, deadlineMs }, (leased, held) =>
-      forwardLeased(collaborators, request, leased, held),
-    );
+    return await withLease(collaborators, request, { ...call, deadlineMs }, async (leased, held) => {
+      const sentMs = now();
+      const answer = await sendLeased(sending, leased, held);
+      const upstreamDurationMs = now() - sentMs;
+      await refreshIfRefused(vault, { ...sending, request }, leased, held, answer);
+      const { attempts, refreshed } = tally;
+      return { ...shown(answer, leased.lease), attempts, refreshed, upstreamDurationMs };
+    });
   } finally {
     leave();
   }
 }
 
-async function forwardLeased(
-  { now, egress, exemptTargets }: ForwardCollaborators,
-  request: ForwardRequest,
-  { lease, hold }: Leased,
-  { deadlineMs, signal }: Call,
-): Promise<ForwardResponse> {
-  const outgoing = composeRequest(lease, request, exemptTargets);
-  const sentMs = now();
-  if (sentMs >= deadlineMs) {
-    throw new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "Time ran out before the request was sent.");
-  }
-  let fault = hold.fault();
-  if (fault !== undefined) throw new LeaseOver(fault);
-  const answer = await send(egress, {
-    ...outgoing,
-    signal,
-    mayStart: () => {
-      fault = hold.fault();
-      return fault === undefined;
-    },
-    totalTimeoutMs: deadlineMs - sentMs,
-    maxBodyBytes,
-  }).catch((error: unknown) => {
-    throw fault === undefined ? error : new LeaseOver(fault);
-  });
+/** The answer with the credential masked in it. */
+function shown({ status, headers, body }: EgressAnswer, lease: Leased["lease"]) {
+  const clean = redactor(lease);
+  const begin = clean.push(body);
+  const rest = clean.end();
   return {
-    status: answer.status,
-    headers: answer.headers.map(([name, value]) => ({ name, value })),
-    body: answer.body,
-    attempts: 1,
-    refreshed: lease.refreshed,
-    upstreamDurationMs: now() - sentMs,
+    status,
+    headers: clean.headers(headers).map(([name, value]) => ({ name, value })),
+    body: rest.length === 0 ? begin : Buffer.concat([begin, rest]),
   };
 }
 
-async function send(egress: Pick<Egress, "send">, request: EgressRequest): Promise<EgressAnswer> {
-  try {
-    return await egress.send(request);
-  } catch (error) {
-    throw error instanceof EgressError ? egressStatusError(error, request.method) : error;
-  }
+function timeLeft(leftMs: number): number {
+  if (leftMs > 0) return leftMs;
+  throw new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "Time ran out before the request was sent.");
 }

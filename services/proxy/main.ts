@@ -1,5 +1,6 @@
 // The proxy process: settings, clients, egress, service.
 
+import { streamingProxyDefinition } from "#libs/chunk-codec.ts";
 import { readConfig } from "#libs/config.ts";
 import { openEgress } from "#libs/egress.ts";
 import { newId } from "#libs/ids.ts";
@@ -9,7 +10,6 @@ import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
 import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "./authenticate.ts";
@@ -50,7 +50,7 @@ const proxyId = newId("prx");
 const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
 
 const server = await startServer({
-  definition: ProxyServiceDefinition,
+  definition: streamingProxyDefinition,
   handlers: proxyService({
     account,
     vault,

@@ -11,7 +11,8 @@ export const maxBodyBytes = 8 * 1024 * 1024;
 export const maxTimeoutMs = 30_000;
 
 const methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-const bodilessMethods = ["GET", "HEAD"];
+/** Methods that are sent without a body. */
+export const bodilessMethods = ["GET", "HEAD"];
 
 /** What a caller asks to be sent, for which account or with which credential. */
 export interface RequestedCall {

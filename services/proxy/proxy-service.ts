@@ -2,11 +2,11 @@
 // credentials the vault's, and each reaches this process for one request at a time.
 
 import type { CallersTable } from "#libs/callers.ts";
-import { unimplemented } from "#libs/errors.ts";
 import type { Handlers, MethodName } from "#libs/rpc.ts";
 import type { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { explainForward } from "./explain-forward.ts";
 import { type ForwardCollaborators, forward } from "./forward.ts";
+import { forwardStream } from "./forward-stream.ts";
 
 // The vault leases to a caller's token alone, so even the operator brings one.
 const forwardCallers = [
@@ -26,9 +26,7 @@ export const proxyCallers: CallersTable<MethodName<typeof ProxyServiceDefinition
 export function proxyService(collaborators: ForwardCollaborators): Handlers<typeof ProxyServiceDefinition> {
   return {
     forward: (request, call) => forward(collaborators, request, call),
-    forwardStream: () => {
-      throw unimplemented("ForwardStream");
-    },
+    forwardStream: (pieces, call) => forwardStream(collaborators, pieces, call),
     explainForward: (request, call) => explainForward(collaborators, request, call),
   };
 }

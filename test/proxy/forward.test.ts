@@ -245,9 +245,3 @@ describe("an upstream that fails", () => {
     await expect.poll(() => closed, { timeout: 3000 }).toBe(true);
   });
 });
-
-it("ForwardStream says that it is not built yet", async () => {
-  const options = { token: fixture.token, deadlineMs: Date.now() + 5000 };
-  const pieces = fixture.gateway.forwardStream((async function* () {})(), options);
-  await expect(pieces[Symbol.asyncIterator]().next()).rejects.toMatchObject({ code: "UNIMPLEMENTED" });
-});

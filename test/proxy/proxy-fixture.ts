@@ -1,5 +1,6 @@
 // A proxy as its process runs it, between stand-ins for the account service and the vault and a raw TLS upstream.
 
+import { streamingProxyDefinition } from "#libs/chunk-codec.ts";
 import { openEgress } from "#libs/egress.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { createLogger } from "#libs/log.ts";
@@ -10,8 +11,9 @@ import { startServer } from "#libs/rpc-server.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Account, AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
-import { type ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import type { ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { RefreshCredentialResponse } from "#proto/deputy/vault/v1/credentials.ts";
 import { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "../../services/proxy/authenticate.ts";
 import { type LeaseHolds, leaseHolds } from "../../services/proxy/lease-holds.ts";
@@ -36,19 +38,32 @@ export const userClaims = {
   external_user_id: "user-1",
 };
 
+/** What the neighbours say where it differs from the usual. */
+export interface Answers {
+  readonly account: Partial<Account>;
+  readonly lease: Partial<InjectionLease>;
+  readonly vaultFault?: StatusError;
+  /** Makes the next generation, or says why not. */
+  readonly refresh?: (generation: bigint) => Promise<RefreshCredentialResponse>;
+}
+
 export interface ProxyFixture {
   readonly upstream: TlsUpstream;
   readonly proxy: RunningServer;
   /** What the vault and the account service were asked, and with which right. */
   readonly leases: { readonly accountId: string; readonly proxyId: string; readonly call: Call }[];
   readonly exchanges: string[];
+  /** The generations whose refresh the proxy has asked for; what the vault answers is `answers.refresh`. */
+  readonly refreshes: { readonly generation: bigint; readonly externalUserId: string; readonly token: string }[];
+  /** The settings of a proxy process between the same neighbours, beside its addresses and certificates. */
+  readonly settings: Readonly<Record<string, string>>;
   /** The vault's side of WatchLeases. */
   readonly watch: StandInWatch;
   readonly holds: LeaseHolds<InjectionLease>;
   /** What the proxy has said of itself through its health check. */
   readonly serving: boolean[];
   /** Changes what the neighbours answer; `reset` undoes it. */
-  answers: { account: Partial<Account>; lease: Partial<InjectionLease>; vaultFault?: StatusError };
+  answers: Answers;
   readonly gateway: Client<typeof ProxyServiceDefinition>;
   readonly token: string;
   reset(): void;
@@ -103,7 +118,8 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const target = `${upstreamHost}:${upstream.port}`;
   const leases: ProxyFixture["leases"] = [];
   const exchanges: string[] = [];
-  let answers: ProxyFixture["answers"] = { account: {}, lease: {} };
+  const refreshes: ProxyFixture["refreshes"] = [];
+  let answers: Answers = { account: {}, lease: {} };
   const watch = newStandInWatch();
   const viaProxy = [{ service: "proxy", scope: "connect:proxy", connectToken: true }];
 
@@ -128,8 +144,14 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const vault = await startStandIn({
     definition: CredentialVaultDefinition,
     service: "vault",
-    callers: { leaseInjection: viaProxy, watchLeases: [{ service: "proxy" }] },
+    callers: { leaseInjection: viaProxy, refreshCredential: viaProxy, watchLeases: [{ service: "proxy" }] },
     handlers: {
+      refreshCredential: async ({ generation, externalUserId }, { token = "" }) => {
+        refreshes.push({ generation, externalUserId, token });
+        if (answers.refresh === undefined)
+          throw new StatusError("FAILED_PRECONDITION", "NEEDS_REAUTH", "Connect again.");
+        return answers.refresh(generation);
+      },
       watchLeases: (requests) => standInWatch(watch, requests),
       leaseInjection: async ({ accountId, proxyId }, call) => {
         leases.push({ accountId, proxyId, call });
@@ -161,9 +183,11 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     },
     exemptTargets: [target],
     extraCa: upstream.ca,
+    // On a busy machine a hundred handshakes at once take their time.
+    connectTimeoutMs: 20_000,
   });
   const proxy = await startServer({
-    definition: ProxyServiceDefinition,
+    definition: streamingProxyDefinition,
     handlers: proxyService({
       account: accountClient,
       vault: vaultClient,
@@ -189,7 +213,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     log,
     onChange: (watching) => serving.push(watching),
   });
-  const gateway = createClient(ProxyServiceDefinition, {
+  const gateway = createClient(streamingProxyDefinition, {
     address: `127.0.0.1:${proxy.internalPort}`,
     tls: await testTls("gateway"),
     service: "proxy",
@@ -199,6 +223,12 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     proxy,
     leases,
     exchanges,
+    refreshes,
+    settings: {
+      DEPUTY_ACCOUNT_ADDRESS: `127.0.0.1:${account.internalPort}`,
+      DEPUTY_VAULT_ADDRESS: `127.0.0.1:${vault.internalPort}`,
+      DEPUTY_EGRESS_TEST_ALLOW: `localhost:${upstream.port}`,
+    },
     watch,
     holds,
     serving,
@@ -214,6 +244,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
       answers = { account: {}, lease: {} };
       leases.length = 0;
       exchanges.length = 0;
+      refreshes.length = 0;
       watch.heard.length = 0;
       watch.leasing = undefined;
       watch.connecting = undefined;

@@ -35,7 +35,8 @@ export async function startTlsUpstream(address = "127.0.0.1"): Promise<TlsUpstre
     directory,
     trustDomain: "deputy.test",
     services: ["upstream"],
-    hosts: [upstreamHost],
+    // A process of its own resolves by the system, which knows this name alone.
+    hosts: [upstreamHost, "localhost"],
   });
   const own = files.services.upstream;
   if (own === undefined) {
@@ -78,5 +79,31 @@ export async function startTlsUpstream(address = "127.0.0.1"): Promise<TlsUpstre
       await new Promise((resolve) => server.close(resolve));
       await rm(directory, { recursive: true });
     },
+  };
+}
+
+/** Answers with so many bytes, as fast as they are taken, and counts those that were written. */
+export function pour(socket: TLSSocket, totalBytes: number): { bytes: number } {
+  const poured = { bytes: 0 };
+  const block = Buffer.alloc(65_536, 1);
+  const more = () => {
+    while (poured.bytes < totalBytes && !socket.destroyed) {
+      poured.bytes += block.length;
+      if (!socket.write(block)) return;
+    }
+    socket.off("drain", more);
+  };
+  socket.write(`HTTP/1.1 200 OK\r\ncontent-length: ${totalBytes}\r\n\r\n`);
+  socket.on("drain", more);
+  more();
+  return poured;
+}
+
+/** Takes a chunked body of any size without keeping it, and answers at its end. */
+export function drink(upstream: TlsUpstream): Answer {
+  return (socket) => {
+    const last = upstream.requests.at(-1) ?? "";
+    upstream.requests.length = 0;
+    if (last.endsWith("0\r\n\r\n")) socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
   };
 }
