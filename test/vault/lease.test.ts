@@ -62,7 +62,6 @@ test("lets nobody but the account service keep credentials, and nobody but opera
     const calls = {
       get: client.getCredential(named, soon()),
       reveal: client.revealCredential({ ...named, purpose: "curious" }, soon()),
-      refresh: client.refreshCredential(named, soon()),
       // Operators destroy again what a backup brought back.
       ...(service !== "operator" && {
         destroy: client.destroyCredentials({ ...named, accountIds: ["apn_1"] }, soon()),
