@@ -58,6 +58,20 @@ export async function* forwardStream(
   const pieces = input[Symbol.asyncIterator]();
   const request = headOf(await inTime(pieces.next()));
   checkForm(request);
+  const leave = await collaborators.limits.enter(request);
+  try {
+    yield* answerPieces(collaborators, request, pieces, call);
+  } finally {
+    leave();
+  }
+}
+
+async function* answerPieces(
+  collaborators: ForwardCollaborators,
+  request: ForwardRequest,
+  pieces: Pieces,
+  call: Call,
+): AsyncGenerator<ForwardStreamResponse> {
   const body = bodilessMethods.includes(request.method) ? undefined : await bodyOf(pieces);
   const tally = newTally();
   const opened = Promise.withResolvers<Opened>();

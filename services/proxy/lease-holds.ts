@@ -42,6 +42,8 @@ export interface LeaseHold<Lease extends Leasable = Leasable> {
   grant(durationMs: number): void;
   /** Why nothing may be sent with it now; undefined when something may. */
   fault(): StatusError | undefined;
+  /** What it is for is of no more use, though nobody has ended it: from now on this is its fault. */
+  discard(fault: StatusError): void;
   /** The lease that was given for this hold, or what has taken its place: the same object while nothing has. */
   newest(lease: Lease): Lease;
   end(): void;
@@ -112,6 +114,9 @@ export function leaseHolds<Lease extends Leasable>(clocks: Clocks): LeaseHolds<L
         if (own.voidedBy !== undefined) return own.voidedBy;
         if (!isWatching()) return unreachable();
         return ageMs() < Math.min(durationMs, own.renewal?.untilMs ?? durationMs) ? undefined : leaseOver();
+      },
+      discard(fault) {
+        own.voidedBy ??= fault;
       },
       newest: (lease) =>
         own.renewal !== undefined && own.renewal.lease.generation > lease.generation ? own.renewal.lease : lease,

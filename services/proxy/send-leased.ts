@@ -50,7 +50,7 @@ export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Lease
   const { lease, hold } = leased;
   const outgoing = composeRequest(lease, sending.request, sending.exemptTargets);
   // After a refusal the lease of that credential does not do, wherever it was kept.
-  if (tally.refused !== undefined && lease.generation <= tally.refused) throw new LeaseOver(credentialRefused());
+  if (tally.refused !== undefined && lease.generation <= tally.refused) throw refusedLease(hold);
   let fault = hold.fault();
   if (fault !== undefined) throw new LeaseOver(fault);
   const mayStart = () => {
@@ -74,7 +74,7 @@ export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Lease
 export async function refreshIfRefused(
   vault: RefreshingVault,
   { request, replayable, tally }: Pick<Sending<unknown>, "replayable" | "tally"> & { readonly request: LeaseTarget },
-  { lease }: Leased,
+  { lease, hold }: Leased,
   call: Call,
   answer: JudgedAnswer,
 ): Promise<void> {
@@ -85,7 +85,7 @@ export async function refreshIfRefused(
   if (!replaced) return;
   tally.refreshed ||= refreshed;
   tally.refused = lease.generation;
-  throw new LeaseOver(credentialRefused());
+  throw refusedLease(hold);
 }
 
 function mayRepeat({ kind, sent, answered }: EgressError, { request, replayable }: Sending<unknown>): boolean {
@@ -94,6 +94,13 @@ function mayRepeat({ kind, sent, answered }: EgressError, { request, replayable 
   return kind === "reset" && !answered && idempotentMethods.includes(request.method);
 }
 
-function credentialRefused(): StatusError {
-  return new StatusError("UNAVAILABLE", "CREDENTIAL_REFUSED", "The upstream refused the credential: send it again.");
+/** Gives up a lease for everybody who has it, so that each asks for the next one. */
+function refusedLease(hold: Leased["hold"]): LeaseOver {
+  const fault = new StatusError(
+    "UNAVAILABLE",
+    "CREDENTIAL_REFUSED",
+    "The upstream refused the credential: send it again.",
+  );
+  hold.discard(fault);
+  return new LeaseOver(fault);
 }

@@ -1,5 +1,6 @@
 // The arithmetic of a hold, by clocks in the test's hand.
 import { beforeEach, expect, test } from "vitest";
+import { StatusError } from "#libs/errors.ts";
 import { leaseHolds } from "../../services/proxy/lease-holds.ts";
 
 const account = { projectId: "proj_1", accountId: "apn_1" };
@@ -128,4 +129,15 @@ test("ends a lease that is over without breaking off what is in flight", async (
   holds.invalidate(account, { kind: "over" });
   expect(hold.fault()).toMatchObject({ reason: "LEASE_EXPIRED" });
   expect(hold.signal.aborted).toBe(false);
+});
+
+test("tells whoever has a discarded hold why, and lets the next one be", async () => {
+  const holds = watchedHolds();
+  const hold = await holds.take(account, Infinity);
+  hold.grant(10_000);
+  hold.discard(new StatusError("UNAVAILABLE", "CREDENTIAL_REFUSED", "Refused."));
+  expect(hold.fault()).toMatchObject({ reason: "CREDENTIAL_REFUSED" });
+  const next = await holds.take(account, Infinity);
+  next.grant(10_000);
+  expect(next.fault()).toBeUndefined();
 });

@@ -178,3 +178,21 @@ test("a request that ends, in whatever way, makes room for the next", async () =
   fixture.upstream.answerWith(ok("{}"));
   expect((await forward()).status).toBe(200);
 });
+
+test("a stream is at work until it ends, in whatever way", async () => {
+  const fixture = await startProxyFixture({ accountInFlight: 1 });
+  ends.push(() => fixture.stop());
+  fixture.upstream.answerWith((socket) => socket.write("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\npart"));
+  const options = { token: fixture.token, deadlineMs: Date.now() + 10_000 };
+  async function* pieces() {
+    yield { piece: { $case: "head" as const, value: forwardRequest() } };
+  }
+  for (let round = 0; round < 2; round += 1) {
+    const leaving = new AbortController();
+    const answer = fixture.gateway.forwardStream(pieces(), { ...options, signal: leaving.signal });
+    expect((await answer[Symbol.asyncIterator]().next()).value).toMatchObject({ piece: { $case: "head" } });
+    expect((await refusal(fixture.gateway.forward(forwardRequest(), options))).reason).toBe("TOO_MANY_IN_FLIGHT");
+    leaving.abort();
+    await vi.waitFor(() => expect(fixture.upstream.sockets.size).toBe(0));
+  }
+});
