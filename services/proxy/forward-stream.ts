@@ -178,6 +178,8 @@ async function bodyOf(pieces: Pieces): Promise<{ stream: Readable | undefined; f
         });
     },
   });
+  // Told by `fault`, and to the request while there is one; where nobody listens it would end the process.
+  stream.on("error", () => undefined);
   return { stream, fault: () => fault };
 }
 
