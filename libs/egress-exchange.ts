@@ -189,7 +189,9 @@ function failureOf(error: unknown, sent: boolean, answered: boolean): EgressErro
   const { code, name: title, message } = error as { readonly [key: string]: unknown };
   const name = typeof code === "string" ? code : String(title);
   if (name === "UND_ERR_HEADERS_OVERFLOW") {
-    return new EgressError("malformed", "The headers of the upstream's answer are too large.", sent, { answered: true });
+    return new EgressError("malformed", "The headers of the upstream's answer are too large.", sent, {
+      answered: true,
+    });
   }
   if (
     title === "HTTPParserError" ||
