@@ -144,6 +144,7 @@ test("asks for another lease when its time has passed before the request was sen
   const waiting = forward();
   await until(() => fixture.leases.length === 1);
   await sleep(250);
+  fixture.answers = { account: {}, lease: {} };
   connection.open();
   expect((await waiting).status).toBe(200);
   expect(fixture.leases).toHaveLength(2);
