@@ -169,7 +169,10 @@ test("a request that ends, in whatever way, makes room for the next", async () =
   ends.push(() => fixture.stop());
   // What is not repeated when its connection breaks.
   const forward = (url = "/things") =>
-    fixture.gateway.forward(forwardRequest({ url, method: "POST" }), { token: fixture.token, deadlineMs: Date.now() + 10_000 });
+    fixture.gateway.forward(forwardRequest({ url, method: "POST" }), {
+      token: fixture.token,
+      deadlineMs: Date.now() + 10_000,
+    });
   fixture.upstream.answerWith(() => undefined);
   const hanging = refusal(forward("/hangs").then(() => undefined));
   await vi.waitFor(() => expect(fixture.upstream.requests).toHaveLength(1));
