@@ -1,5 +1,5 @@
-// Gives a request the lease of its account. A lease may be over before its request has left; then nothing was sent, and
-// another one is asked for.
+// Gives a request the lease of its account, from the cache or from the vault. A lease may be over before its request has left;
+// then nothing was sent, and another one is asked for.
 import { setTimeout as sleep } from "node:timers/promises";
 import { StatusError } from "#libs/errors.ts";
 import type { Call, Client } from "#libs/rpc.ts";
@@ -7,14 +7,15 @@ import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_
 import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { InjectionLease, LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
-import { type LeaseHold, type LeaseHolds, leaseOver } from "./lease-holds.ts";
+import type { LeaseCache } from "./lease-cache.ts";
+import { type LeaseHold, leaseOver } from "./lease-holds.ts";
 
 /** What leases are had from. */
 export interface LeasingCollaborators {
   readonly account: Pick<Client<typeof AccountServiceDefinition>, "getAccount">;
   readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "leaseInjection">;
   readonly leases: {
-    readonly holds: Pick<LeaseHolds<InjectionLease>, "take">;
+    readonly cache: LeaseCache<InjectionLease>;
     /** By which the vault knows this process. */
     readonly proxyId: string;
   };
@@ -38,6 +39,8 @@ export class LeaseOver extends Error {
   }
 }
 
+type Use<Answer> = (leased: Leased, call: Call) => Promise<Answer>;
+
 // A lease ends before its use when a connection takes long, or the account is connected anew: seldom twice in a row.
 const maxLeases = 4;
 const watchPauseMs = 300;
@@ -47,27 +50,61 @@ export async function withLease<Answer>(
   collaborators: LeasingCollaborators,
   { projectId, environment, externalUserId, accountId }: LeaseTarget,
   call: Call,
-  use: (leased: Leased, call: Call) => Promise<Answer>,
+  use: Use<Answer>,
 ): Promise<Answer> {
   const target = { projectId, environment, externalUserId, accountId };
   for (let attempt = 1; ; attempt += 1) {
-    const hold = await collaborators.leases.holds.take(target, call.deadlineMs);
-    const held = { ...call, signal: AbortSignal.any([call.signal, hold.signal]) };
     try {
-      const lease = await leaseFor(collaborators, target, held);
-      hold.grant(lease.leaseDurationMs);
-      return await use(leasedNow(lease, hold), held);
+      return await useLease(collaborators, target, call, use);
     } catch (error) {
-      if (hold.signal.aborted) throw hold.signal.reason;
       const isUnwatched = error instanceof StatusError && error.reason === "WATCH_REQUIRED";
       if (!isUnwatched && !(error instanceof LeaseOver)) throw error;
       if (attempt === maxLeases) throw error instanceof LeaseOver ? error.fault : vaultUnreachable();
       // The vault learns of this process with its next heartbeat.
       if (isUnwatched) await sleep(watchPauseMs);
-    } finally {
-      hold.end();
     }
   }
+}
+
+async function useLease<Answer>(
+  collaborators: LeasingCollaborators,
+  target: LeaseTarget,
+  call: Call,
+  use: Use<Answer>,
+): Promise<Answer> {
+  const { cache } = collaborators.leases;
+  const key = { ...target, actor: call.caller.token?.actor };
+  const { lease, hold, isNew, giveBack } = await cache.borrow(key, call, (question) =>
+    leaseFor(collaborators, target, { ...call, ...question }),
+  );
+  const leaving = eitherOf(call.signal, hold.signal);
+  try {
+    // Whom the lease came to from memory did not wait for its refresh.
+    const own = isNew ? lease : { ...lease, refreshed: false };
+    return await use(leasedNow(own, hold), { ...call, signal: leaving.signal });
+  } catch (error) {
+    throw hold.signal.aborted ? hold.signal.reason : error;
+  } finally {
+    leaving.end();
+    giveBack();
+  }
+}
+
+/**
+ * A signal that fires with either. AbortSignal.any would do, but costs ten times as much, and leaves a trace of each request
+ * at a signal that lives as long as its lease.
+ */
+function eitherOf(first: AbortSignal, second: AbortSignal): { readonly signal: AbortSignal; end(): void } {
+  const both = new AbortController();
+  const abort = () => both.abort(first.aborted ? first.reason : second.reason);
+  if (first.aborted || second.aborted) abort();
+  for (const signal of [first, second]) signal.addEventListener("abort", abort, { once: true });
+  return {
+    signal: both.signal,
+    end() {
+      for (const signal of [first, second]) signal.removeEventListener("abort", abort);
+    },
+  };
 }
 
 /** A lease as it is now; a request that was made with its material is not sent once other material has taken its place. */

@@ -8,7 +8,7 @@
 // hold: whoever asked stays who asked, and the time still counts from before that, so that nothing lives longer for it, however
 // late it comes.
 //
-// A cache of leases can sit on this: an entry is a lease with its hold, good for as long as `fault` says nothing; what is sent
+// The cache of leases sits on this: an entry is a lease with its hold, good for as long as `fault` says nothing; what is sent
 // with it is its `newest`.
 import { setTimeout as sleep } from "node:timers/promises";
 import { StatusError } from "#libs/errors.ts";

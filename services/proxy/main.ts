@@ -13,6 +13,7 @@ import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_servi
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "./authenticate.ts";
+import { leaseCache } from "./lease-cache.ts";
 import { leaseHolds } from "./lease-holds.ts";
 import { limitRules, limitSettings } from "./limit-settings.ts";
 import { openLimitStore } from "./limit-store.ts";
@@ -54,7 +55,7 @@ const server = await startServer({
   handlers: proxyService({
     account,
     vault,
-    leases: { holds, proxyId },
+    leases: { cache: leaseCache(holds, Date.now), proxyId },
     egress,
     limits: startLimits(limitRules(config), limitStore, Date.now),
     exemptTargets: outgoing.exemptTargets,

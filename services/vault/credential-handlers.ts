@@ -1,6 +1,7 @@
 // The handlers of stored credentials: store, look, refresh, reveal, destroy.
 import { type Catalog, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
+import { within } from "#libs/patience.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
@@ -10,7 +11,7 @@ import { credentialMessage, environmentName, receiptMessage } from "./credential
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
 import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
 import { factsOf, materialOf } from "./grants.ts";
-import { requireUsable, shadowed, within } from "./lease.ts";
+import { requireUsable, shadowed } from "./lease.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { isOauthApp } from "./provider.ts";
 import { signReceipt } from "./receipts.ts";

@@ -3,6 +3,7 @@
 import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { fillInjection, type Injection } from "#libs/injection-templates.ts";
+import { type Patience, within } from "#libs/patience.ts";
 import type { Call } from "#libs/rpc.ts";
 import { type Actor, actorOf } from "./audit-entries.ts";
 import type { AuditWriter } from "./audit-writer.ts";
@@ -43,12 +44,6 @@ export interface LeaseOptions {
 
 /** Who asks, and for how long they wait. */
 export type LeaseCall = Patience & Pick<Call, "caller" | "requestId">;
-
-/** How long a caller waits. */
-export interface Patience {
-  readonly deadlineMs: number;
-  readonly signal?: AbortSignal;
-}
 
 // For how long a refresh is waited for while the old token still works: a provider that hangs must not be felt.
 const validWaitMs = 1_000;
@@ -148,25 +143,4 @@ function refreshFailing({ stateReason, retryTime }: CredentialRow): StatusError 
       ...(retryTime !== null && { retry_time: retryTime.toISOString() }),
     },
   });
-}
-
-/** Waits for work that goes on without its caller: until it is done, the caller's deadline, or the caller's end. */
-export async function within<Value>(work: Promise<Value>, { deadlineMs, signal }: Patience): Promise<Value> {
-  const { promise: left, reject } = Promise.withResolvers<never>();
-  const timedOut = () =>
-    reject(
-      new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "The refresh goes on, but the deadline has passed."),
-    );
-  const aborted = () => reject(new StatusError("CANCELLED", "CANCELLED", "The caller has left."));
-  const timer = setTimeout(timedOut, Math.max(0, Math.min(deadlineMs - Date.now(), 2_147_483_647)));
-  signal?.addEventListener("abort", aborted, { once: true });
-  if (signal?.aborted) aborted();
-  try {
-    return await Promise.race([work, left]);
-  } finally {
-    clearTimeout(timer);
-    signal?.removeEventListener("abort", aborted);
-    // Nobody may be left to hear that it failed.
-    work.catch(() => undefined);
-  }
 }

@@ -16,6 +16,7 @@ import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vau
 import type { RefreshCredentialResponse } from "#proto/deputy/vault/v1/credentials.ts";
 import { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "../../services/proxy/authenticate.ts";
+import { leaseCache } from "../../services/proxy/lease-cache.ts";
 import { type LeaseHolds, leaseHolds } from "../../services/proxy/lease-holds.ts";
 import { openLimitStore } from "../../services/proxy/limit-store.ts";
 import { type LimitRules, startLimits } from "../../services/proxy/limits.ts";
@@ -52,6 +53,7 @@ export interface ProxyFixture {
   readonly proxy: RunningServer;
   /** What the vault and the account service were asked, and with which right. */
   readonly leases: { readonly accountId: string; readonly proxyId: string; readonly call: Call }[];
+  readonly accountReads: string[];
   readonly exchanges: string[];
   /** The generations whose refresh the proxy has asked for; what the vault answers is `answers.refresh`. */
   readonly refreshes: { readonly generation: bigint; readonly externalUserId: string; readonly token: string }[];
@@ -117,6 +119,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const upstream = await startTlsUpstream();
   const target = `${upstreamHost}:${upstream.port}`;
   const leases: ProxyFixture["leases"] = [];
+  const accountReads: string[] = [];
   const exchanges: string[] = [];
   const refreshes: ProxyFixture["refreshes"] = [];
   let answers: Answers = { account: {}, lease: {} };
@@ -129,6 +132,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     callers: { getAccount: viaProxy, getTokenKeys: [{ service: "proxy" }], issueAccessToken: [{ service: "proxy" }] },
     handlers: {
       getAccount: async ({ accountId, externalUserId }) => {
+        accountReads.push(accountId);
         if (accountId !== "apn_1" || externalUserId !== "user-1") throw notFound("account");
         return { account: Account.fromPartial({ id: accountId, state: AccountState.ACTIVE, ...answers.account }) };
       },
@@ -165,6 +169,8 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
 
   const tls = await testTls("proxy");
   const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
+  // What the vault does when an account's fields or app change.
+  const forgetLease = () => holds.invalidate({ projectId: "proj_1", accountId: "apn_1" }, { kind: "over" });
   const serving: boolean[] = [];
   const accountClient = createClient(AccountServiceDefinition, {
     address: `127.0.0.1:${account.internalPort}`,
@@ -191,7 +197,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     handlers: proxyService({
       account: accountClient,
       vault: vaultClient,
-      leases: { holds, proxyId: "prx_1" },
+      leases: { cache: leaseCache(holds, Date.now), proxyId: "prx_1" },
       egress,
       limits: startLimits(limitRules, await openLimitStore({ url: "", password: "", log }), Date.now),
       exemptTargets: [target],
@@ -222,6 +228,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     upstream,
     proxy,
     leases,
+    accountReads,
     exchanges,
     refreshes,
     settings: {
@@ -237,12 +244,15 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     },
     set answers(next) {
       answers = next;
+      forgetLease();
     },
     gateway,
     token: await signToken(claims),
     reset() {
       answers = { account: {}, lease: {} };
+      forgetLease();
       leases.length = 0;
+      accountReads.length = 0;
       exchanges.length = 0;
       refreshes.length = 0;
       watch.heard.length = 0;
