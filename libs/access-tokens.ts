@@ -1,5 +1,5 @@
 // Verifies the access tokens of callers: EdDSA JWTs that the account service signs. Each process verifies by itself with
-// the published keys; a verdict is kept until the token ends, so a warm request costs a look-up in a map.
+// the published keys; a verdict is kept until the token ends or the keys change, so a warm request costs a look-up in a map.
 import { createLocalJWKSet, errors, type JWTPayload, jwtVerify } from "jose";
 import { z } from "zod";
 import type { TokenIdentity } from "./callers.ts";
@@ -34,19 +34,25 @@ export type IdentityClaims = Omit<z.infer<typeof claims>, "exp">;
 const cacheSize = 10_000;
 // An unknown key id makes the keys be fetched again, but not more often than this: a forged id must not become a load.
 const keyRefreshMs = 5_000;
+// Keys are looked at again this often while tokens come in: one that is taken back is good for no longer.
+const keyLifeMs = 300_000;
 
 /** Makes a verifier over the keys that `fetchKeys` gives; they are fetched at first use and when a token names a new one. */
 export function accessTokenVerifier(
   fetchKeys: () => Promise<readonly TokenKey[]>,
   now: () => number,
 ): VerifyAccessToken {
-  const verdicts = new Map<string, TokenIdentity>();
+  let verdicts = new Map<string, TokenIdentity>();
+  let published = "";
   let keys: ReturnType<typeof createLocalJWKSet> | undefined;
   let fetchedMs = Number.NEGATIVE_INFINITY;
   let fetching: Promise<void> | undefined;
 
   async function fetchOnce(): Promise<void> {
     const found = await fetchKeys();
+    if (JSON.stringify(found) === published) return;
+    published = JSON.stringify(found);
+    verdicts = new Map();
     keys = createLocalJWKSet({
       keys: found.map(({ keyId, x }) => ({ kty: "OKP", crv: "Ed25519", alg: "EdDSA", kid: keyId, x })),
     });
@@ -64,7 +70,6 @@ export function accessTokenVerifier(
   }
 
   async function verify(token: string): Promise<JWTPayload> {
-    if (keys === undefined) await refreshKeys();
     const options = { issuer: tokenIssuer, audience: tokenIssuer, algorithms: ["EdDSA"], currentDate: new Date(now()) };
     const attempt = async () => (await jwtVerify(token, keys as NonNullable<typeof keys>, options)).payload;
     try {
@@ -78,12 +83,17 @@ export function accessTokenVerifier(
   }
 
   return async (token) => {
+    // Nobody waits for it, and while it fails the keys at hand go on.
+    if (keys !== undefined && now() - fetchedMs > keyLifeMs) refreshKeys().catch(() => undefined);
     const known = verdicts.get(token);
     if (known !== undefined && known.expireMs > now()) return known;
     try {
+      if (keys === undefined) await refreshKeys();
+      // A verdict by keys that change meanwhile goes with them.
+      const current = verdicts;
       const identity = identityOf(claims.parse(await verify(token)));
-      if (verdicts.size >= cacheSize) verdicts.delete(verdicts.keys().next().value as string);
-      verdicts.set(token, identity);
+      if (current.size >= cacheSize) current.delete(current.keys().next().value as string);
+      current.set(token, identity);
       return identity;
     } catch (error) {
       verdicts.delete(token);

@@ -4,7 +4,7 @@ import { type DestinationStream, type Logger, type LoggerOptions, pino } from "p
 
 export type { Logger };
 
-const secretNames = [
+const secretNames = new Set([
   "access_token",
   "accessToken",
   "api_key",
@@ -22,7 +22,11 @@ const secretNames = [
   "refresh_token",
   "state",
   "token",
-];
+]);
+
+// A write for each line would cost more than all else about it. So lines leave together, after this time or at this length.
+const gatheringMs = 100;
+const gatheredLength = 16_384;
 
 /** Makes the process's logger, to standard output unless told otherwise. Level `silent` turns it off. */
 export function createLogger(service: string, level: string, destination?: DestinationStream): Logger {
@@ -30,11 +34,45 @@ export function createLogger(service: string, level: string, destination?: Desti
     level,
     base: { service, pid: process.pid },
     timestamp: () => `,"time":"${new Date().toISOString()}"`,
-    formatters: { level: (label) => ({ level: label }) },
-    redact: { paths: secretNames.flatMap((name) => [name, `*.${name}`]), censor: "[redacted]" },
+    formatters: { level: (label) => ({ level: label }), log: (line) => redact(line, 2) },
     serializers: { err: describeError },
   };
-  return destination === undefined ? pino(options) : pino(options, destination);
+  return pino(options, destination ?? standardOutput);
+}
+
+const standardOutput = gatherLines();
+
+/** Standard output in few writes. All lines leave when the process ends by itself; one that is killed loses its last moment. */
+function gatherLines(): DestinationStream {
+  let lines = "";
+  const leave = () => {
+    if (lines !== "") process.stdout.write(lines);
+    lines = "";
+  };
+  process.on("exit", leave);
+  return {
+    write(line) {
+      if (lines === "") setTimeout(leave, gatheringMs).unref();
+      lines += line;
+      if (lines.length >= gatheredLength) leave();
+    },
+  };
+}
+
+/** What stands under a secret's name is not shown, on so many levels. (pino's own redaction, by paths, costs 25 us a line.) */
+function redact(fields: object, levels: number): Record<string, unknown> {
+  const shown: Record<string, unknown> = {};
+  for (const [name, value] of Object.entries(fields)) {
+    if (secretNames.has(name) && value !== undefined) shown[name] = "[redacted]";
+    else shown[name] = levels > 1 && isRecord(value) ? redact(value, levels - 1) : value;
+  }
+  return shown;
+}
+
+// What has a form of its own in JSON, and an error, which a serializer describes, stay as they are.
+function isRecord(value: unknown): value is object {
+  if (typeof value !== "object" || value === null || Array.isArray(value) || value instanceof Error) return false;
+  return !("toJSON" in value);
 }
 
 /** An error as a log line may show it: names, messages and stacks down the chain of causes, and no other property. */

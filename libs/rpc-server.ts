@@ -11,6 +11,7 @@ import { type CallsAtWork, callsAtWork, within } from "./calls-at-work.ts";
 import { StatusError, statusCodes } from "./errors.ts";
 import { soundRequestId } from "./ids.ts";
 import type { Logger } from "./log.ts";
+import { type PeerService, peerServices } from "./peer-service.ts";
 import {
   type Call,
   type CallOptions,
@@ -20,7 +21,6 @@ import {
   maxMessageBytes,
   type ServiceDefinition,
   serialize,
-  serviceOfCertificate,
   type TlsIdentity,
 } from "./rpc.ts";
 import { reveal } from "./secret.ts";
@@ -67,6 +67,8 @@ export interface ServerOptions<D extends ServiceDefinition> {
   readonly internalAddress: string;
   /** Where callers from outside call, with a bearer token and without a certificate. */
   readonly publicAddress?: string;
+  /** The same without TLS, tokens and all: for benches, and refused by the house rules to whatever else runs. */
+  readonly plaintextAddress?: string;
   readonly tls: TlsIdentity;
   readonly reflection: boolean;
   readonly log: Logger;
@@ -77,6 +79,7 @@ export interface RunningServer {
   /** Ports in use, where an address asked for any (`:0`). */
   readonly internalPort: number;
   readonly publicPort: number;
+  readonly plaintextPort: number;
   /** Says through the health check whether calls can be served. */
   setServing(serving: boolean): void;
   /** Takes no new calls, lets those at work end within the time given, then stops. */
@@ -107,16 +110,16 @@ export async function startServer<D extends ServiceDefinition>(options: ServerOp
   const pair = [{ private_key: Buffer.from(reveal(identity.key)), cert_chain: Buffer.from(identity.certificate) }];
   const ca = Buffer.from(identity.ca);
   const internalPort = await bind(server, options.internalAddress, grpc.ServerCredentials.createSsl(ca, pair, true));
-  const publicPort =
-    options.publicAddress === undefined
-      ? 0
-      : await bind(server, options.publicAddress, grpc.ServerCredentials.createSsl(null, pair, false));
+  const publicCredentials = grpc.ServerCredentials.createSsl(null, pair, false);
+  const publicPort = await bind(server, options.publicAddress, publicCredentials);
+  const plaintextPort = await bind(server, options.plaintextAddress, grpc.ServerCredentials.createInsecure());
   const setServing = (serving: boolean) => {
     for (const name of ["", definition.fullName]) health.setStatus(name, serving ? "SERVING" : "NOT_SERVING");
   };
   return {
     internalPort,
     publicPort,
+    plaintextPort,
     setServing,
     async drain(timeoutMs) {
       setServing(false);
@@ -129,7 +132,13 @@ export async function startServer<D extends ServiceDefinition>(options: ServerOp
   };
 }
 
-function bind(server: grpc.Server, address: string, credentials: grpc.ServerCredentials): Promise<number> {
+/** Gives the port; 0 where there is no address. */
+async function bind(
+  server: grpc.Server,
+  address: string | undefined,
+  credentials: grpc.ServerCredentials,
+): Promise<number> {
+  if (address === undefined) return 0;
   return new Promise((resolve, reject) => {
     server.bindAsync(address, credentials, (error, port) => {
       if (error === null) resolve(port);
@@ -168,6 +177,7 @@ function implementation<D extends ServiceDefinition>(
 /** One method as grpc-js calls it. */
 function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: MethodDefinition, calls: CallsAtWork) {
   const { definition, log } = options;
+  const peerService = peerServices(options.tls.trustDomain);
   const handler = options.handlers[key] as unknown as (input: unknown, call: Call) => unknown;
   const validate = options.unvalidated?.includes(key) ? undefined : validationOf(definition.fullName, method.name);
 
@@ -184,8 +194,14 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
 
   return (stream: ServerCall, callback?: grpc.sendUnaryData<unknown>): void => {
     const cancellation = new AbortController();
-    stream.on("cancelled", () => cancellation.abort());
-    calls.add(run(stream, cancellation, callback), cancellation);
+    const cancel = () => cancellation.abort();
+    stream.on("cancelled", cancel);
+    const work = run(stream, cancellation, callback);
+    // grpc-js says "cancelled" at the end of every call; whoever has been answered need not be told.
+    calls.add(
+      work.finally(() => stream.off("cancelled", cancel)),
+      cancellation,
+    );
   };
 
   async function run(
@@ -201,7 +217,7 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
     };
     let caller: Call["caller"] = {};
     try {
-      const call = await identify(stream, options, along);
+      const call = await identify(stream, peerService, options.authenticate, along);
       caller = call.caller;
       admit(options.callers[key] ?? [], caller);
       checkDeadline(along.deadlineMs);
@@ -243,11 +259,11 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
 
 async function identify(
   stream: ServerCall,
-  { tls: { trustDomain }, authenticate }: ServerOptions<ServiceDefinition>,
+  peerService: PeerService,
+  authenticate: Authenticate,
   along: Pick<Call, "deadlineMs" | "signal" | "requestId">,
 ): Promise<Call> {
-  const certificate = stream.getAuthContext().sslPeerCertificate;
-  const service = certificate && (serviceOfCertificate(certificate.subjectaltname, trustDomain) ?? "unknown");
+  const service = peerService(stream);
   const ofService = service === undefined ? {} : { service };
   const bearer = bearerOf(stream.metadata);
   if (bearer === undefined) return { ...along, caller: ofService };

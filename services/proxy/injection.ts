@@ -32,7 +32,7 @@ export function injectCredential(url: URL, headers: readonly Header[], injection
   const judged = judgeRequestHeaders(headers, names);
   if (judged.kind === "deny") return judged;
   const taken = new Set(injection.query.map(({ name }) => foldParameter(name)));
-  for (const name of parameterNames(url.search)) {
+  for (const name of taken.size === 0 ? [] : parameterNames(url.search)) {
     if (taken.has(foldParameter(name))) {
       return malformed(
         "QUERY_INJECTED",
@@ -54,6 +54,7 @@ export function injectCredential(url: URL, headers: readonly Header[], injection
 
 // The caller's query stays as it was written, byte for byte: some upstreams sign it or read it in their own way.
 function withQuery(url: URL, query: readonly InjectedValue[]): URL {
+  if (query.length === 0) return url;
   const added = query.map(({ name, value }) => `${encodeURIComponent(name)}=${encodeURIComponent(value)}`);
   const joined = new URL(url);
   joined.search = [...(url.search.length > 1 ? [url.search.slice(1)] : []), ...added].join("&");

@@ -90,19 +90,25 @@ test("under load, no request starts after the answer, and the answer comes in on
 test("a stopped proxy with a lease in hand delays the answer by the lease time, and starts nothing when it goes on", async ({
   annotate,
 }) => {
-  const doomed = await newAccount("stopped");
-  await forward(proxyC, doomed);
+  const [doomed, cached] = [await newAccount("stopped"), await newAccount("cached")];
+  await forward(proxyC, cached);
   const { answer } = await withLeaseInHand(proxyC, doomed);
+  await forward(proxyC, cached);
   proxyC.child.process.kill("SIGSTOP");
   // Waits in the stopped process's socket from now on, and is the first thing that it reads.
   proxyC.toAccount.release();
-  const answerMs = await timed(remove(doomed));
+  const fromMemory = forward(proxyC, cached);
+  fromMemory.catch(() => undefined);
+  const answerMs = await timed(Promise.all([remove(doomed), remove(cached)]));
   const started = await startsAfterAnswer(doomed);
+  const cachedStarted = startsOf(cached).length;
   proxyC.child.process.kill("SIGCONT");
   // The latter when a ping was under way as the process stopped, and its time is up when it goes on.
   await expect(answer).rejects.toMatchObject({ reason: expect.stringMatching(/^(ACCOUNT_REVOKED|UNAVAILABLE)$/) });
+  await expect(fromMemory).rejects.toMatchObject({ reason: expect.stringMatching(/^(ACCOUNT_|UNAVAILABLE$)/) });
   await sleep(500);
   expect(startsOf(doomed)).toHaveLength(started);
+  expect(startsOf(cached)).toHaveLength(cachedStarted);
   expect(answerMs).toBeLessThan(leaseMs + 2_000);
   expect(answerMs).toBeGreaterThan(leaseMs - 2_000);
   await annotate(`answered after ${answerMs.toFixed(0)} ms`);
@@ -112,7 +118,7 @@ test("a proxy cut off from its vault delays the answer by the lease time, and st
   annotate,
 }) => {
   const doomed = await newAccount("cut-off");
-  await forward(proxyB, doomed);
+  await forward(proxyB, await newAccount("first"));
   const { answer } = await withLeaseInHand(proxyB, doomed);
   proxyB.toVault.hold("all");
   const removed = timed(remove(doomed));
