@@ -9,10 +9,13 @@ import { type RunningServer, startServer } from "#libs/rpc-server.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { buildGateway } from "../services/gateway/gateway.ts";
 import { authenticator } from "../services/proxy/authenticate.ts";
 import { leaseCache } from "../services/proxy/lease-cache.ts";
 import { leaseHolds } from "../services/proxy/lease-holds.ts";
+import { openLimitStore } from "../services/proxy/limit-store.ts";
+import { type LimitRules, startLimits } from "../services/proxy/limits.ts";
 import { proxyCallers, proxyService } from "../services/proxy/proxy-service.ts";
 import { watchLeases } from "../services/proxy/watch-leases.ts";
 import { bareForwarder } from "./bare-forwarder.ts";
@@ -32,6 +35,15 @@ const options = JSON.parse(process.argv[2] ?? "{}") as ContenderOptions;
 const { kind, directory } = options;
 const target = `${upstreamHost}:${options.upstreamPort}`;
 const loopback = "127.0.0.1:0";
+// All are counted, and none is met.
+const limits: LimitRules = {
+  windowMs: 300_000,
+  projectRequests: 1e9,
+  requestsOfProjects: new Map(),
+  accountRequests: 1e9,
+  projectInFlight: 1e6,
+  accountInFlight: 1e6,
+};
 
 const ports = { bare: startBare, proxy: startProxy, gateway: startGateway };
 process.send?.(await ports[kind]());
@@ -78,7 +90,7 @@ async function startProxy() {
   const account = createClient(AccountServiceDefinition, { address: at(options.accountPort), tls, service: "account" });
   const vault = createClient(CredentialVaultDefinition, { address: at(options.vaultPort), tls, service: "vault" });
   const proxyId = newId("prx");
-  const holds = leaseHolds({ monotonicMs: () => performance.now(), wallMs: Date.now });
+  const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
   const server = await startServer({
     definition: ProxyServiceDefinition,
     handlers: proxyService({
@@ -86,6 +98,7 @@ async function startProxy() {
       vault,
       leases: { cache: leaseCache(holds, Date.now), proxyId },
       egress: openEgress({ resolve: async () => ["127.0.0.1"], exemptTargets: [target], extraCa: tls.ca }),
+      limits: startLimits(limits, await openLimitStore({ url: "", password: "", log }), Date.now),
       exemptTargets: [target],
       now: Date.now,
     }),

@@ -1,5 +1,5 @@
-// Makes requests for bench/proxy.ts: so many at a time, for so long, over one connection for gRPC and as many as there are
-// requests in flight for HTTP. Raw HTTP/2 and undici's dispatch, because a client that costs more than what it measures measures
+// Makes requests for bench/proxy.ts: so many at a time, for so long, over one connection to each gRPC server and as many as there
+// are requests in flight for HTTP. Raw HTTP/2 and undici's dispatch, because a client that costs more than what it measures measures
 // itself. Tells how many were answered rightly, and how long the slow ones took.
 import { type ClientHttp2Session, connect } from "node:http2";
 import { Agent, type Dispatcher } from "undici";
@@ -9,8 +9,8 @@ import { readBenchTls } from "./proxy-tls.ts";
 /** One segment. */
 export interface LoadOrder {
   readonly protocol: "grpc" | "http";
-  /** Of the server: `http://127.0.0.1:1234`. With `https:` gRPC is called with the gateway's certificate. */
-  readonly origin: string;
+  /** Of the servers, in turn: `http://127.0.0.1:1234`. With `https:` gRPC is called with the gateway's certificate. */
+  readonly origins: readonly string[];
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
   /** The size of the answer's body. */
@@ -72,18 +72,18 @@ function frameOf(account: string, size: number): Buffer {
   return frame;
 }
 
-function grpcSender({ origin, path, headers, size, accounts }: LoadOrder): Send {
-  const session = sessionOf(origin);
+function grpcSender({ origins, path, headers, size, accounts }: LoadOrder): Send {
+  const [first = "", second = first] = origins;
   const head = { ":method": "POST", ":path": path, "content-type": "application/grpc", te: "trailers", ...headers };
   const frames = accounts === "new" ? [] : Array.from({ length: accounts }, (_, i) => frameOf(`apn_${i}`, size));
   let turn = 0;
   const nextFrame = () => {
-    if (accounts === "new") return frameOf(`apn_new_${newAccounts++}`, size);
     turn += 1;
+    if (accounts === "new") return frameOf(`apn_new_${newAccounts++}`, size);
     return frames[turn % frames.length];
   };
   return (done) => {
-    const stream = session.request(head, { endStream: false });
+    const stream = sessionOf(turn % 2 === 0 ? first : second).request(head, { endStream: false });
     let bytes = 0;
     let status: unknown;
     stream.on("data", (chunk: Buffer) => {
@@ -101,7 +101,7 @@ function grpcSender({ origin, path, headers, size, accounts }: LoadOrder): Send 
   };
 }
 
-function httpSender({ origin, path, headers, size }: LoadOrder): Send {
+function httpSender({ origins: [origin = ""], path, headers, size }: LoadOrder): Send {
   const options: Dispatcher.DispatchOptions = { origin, path, method: "GET", headers: { ...headers } };
   return (done) => {
     let bytes = 0;

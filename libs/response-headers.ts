@@ -10,7 +10,7 @@ export interface AnswerHeaders {
   readonly headers: readonly Header[];
 }
 
-const droppedNames: readonly string[] = [
+const droppedNames: ReadonlySet<string> = new Set([
   "connection",
   "keep-alive",
   "proxy-authenticate",
@@ -23,7 +23,7 @@ const droppedNames: readonly string[] = [
   "trailer",
   "transfer-encoding",
   "upgrade",
-];
+]);
 
 /** Reads a raw header block: name, value, name, value. Throws an EgressError of the kind `malformed`. */
 export function readAnswerHeaders(status: number, raw: unknown): AnswerHeaders {
@@ -40,9 +40,9 @@ export function readFields(raw: unknown): readonly Header[] {
   for (let index = 0; index + 1 < block.length; index += 2) {
     all.push([textOf(block[index]).toLowerCase(), textOf(block[index + 1])]);
   }
-  const named = all.filter(([name]) => name === "connection").flatMap(([, value]) => value.toLowerCase().split(","));
-  const dropped = new Set([...droppedNames, ...named.map((name) => name.trim())]);
-  return all.filter(([name]) => !dropped.has(name));
+  const connection = all.filter(([name]) => name === "connection").map(([, value]) => value.toLowerCase());
+  const named = connection.flatMap((value) => value.split(",").map((name) => name.trim()));
+  return all.filter(([name]) => !droppedNames.has(name) && !named.includes(name));
 }
 
 function malformedAnswer(what: string): EgressError {

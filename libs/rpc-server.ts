@@ -194,14 +194,13 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
 
   return (stream: ServerCall, callback?: grpc.sendUnaryData<unknown>): void => {
     const cancellation = new AbortController();
-    const cancel = () => cancellation.abort();
-    stream.on("cancelled", cancel);
-    const work = run(stream, cancellation, callback);
-    // grpc-js says "cancelled" at the end of every call; whoever has been answered need not be told.
-    calls.add(
-      work.finally(() => stream.off("cancelled", cancel)),
-      cancellation,
-    );
+    // grpc-js says "cancelled" at the end of every call: who has been answered need not be told.
+    let isAnswered = false;
+    stream.on("cancelled", () => isAnswered || cancellation.abort());
+    const work = run(stream, cancellation, callback).then(() => {
+      isAnswered = true;
+    });
+    calls.add(work, cancellation);
   };
 
   async function run(
