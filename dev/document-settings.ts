@@ -11,6 +11,7 @@ const commands = [
   ["AccountService", "services/account/main.ts"],
   ["CredentialVault", "services/vault/main.ts"],
   ["ProxyService", "services/proxy/main.ts"],
+  ["ProxyService, several processes", "services/proxy/cluster.ts"],
   ["gateway", "services/gateway/main.ts"],
   ["databases and roles", "migrations/databases.ts"],
   ["schema of deputy_account", "migrations/migrate.ts account"],

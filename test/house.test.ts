@@ -9,6 +9,7 @@ import {
   ideasWithoutContract,
   importPaths,
   noCircle,
+  noPlaintext,
   nothingPrivate,
   oneDoor,
   type Rule,
@@ -37,6 +38,7 @@ const rules = {
   "packages are declared where they are used": dependenciesDeclared(JSON.parse(read("package.json"))),
   "import paths are `#` across folders and relative inside": importPaths,
   "files are in form": filesInForm,
+  "nothing that runs listens without TLS": noPlaintext,
   "nothing private to a machine and no secret is in the code": nothingPrivate,
 } satisfies Record<string, Rule>;
 
@@ -93,6 +95,7 @@ describe("a planted fault is named", () => {
     [filesInForm, { "libs/a.ts": "export default 1;" }, "default export"],
     [filesInForm, { "libs/a.ts": "\n".repeat(400) }, "lines"],
     [filesInForm, { "libs/a.ts": "!export const a = 1;" }, "comment"],
+    [noPlaintext, { "services/proxy/main.ts": "startServer({ plaintextAddress: config.X });" }, "without TLS"],
     [nothingPrivate, { "dev/a.ts": `// ${home}` }, home.slice(0, 7)],
     [nothingPrivate, { "libs/a.ts": `const ${secret};` }, "secret"],
     [nothingPrivate, { "libs/a.ts": 'const a = { kind: "secret", help: "", default: "k" };' }, "default"],

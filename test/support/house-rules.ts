@@ -175,6 +175,12 @@ export const filesInForm: Rule = (files) =>
       : [];
   });
 
+/** What speaks without TLS is for benches alone. */
+export const noPlaintext: Rule = (files) =>
+  each(files, (path, { text }) => [
+    inside(path, "services", "dev") && text.includes("plaintextAddress") && "listens without TLS",
+  ]);
+
 /** Nothing of one machine, and no secret that would be in force where nobody set one. */
 export const nothingPrivate: Rule = (files) =>
   each(files, (path, { text }) => [
