@@ -264,7 +264,8 @@ describe("a proxy", () => {
 
   test("starts nothing after it has acknowledged that the account is revoked", async () => {
     await forward();
-    fixture.answers.account = { state: 2 };
+    // Without the word to the proxy that setting `answers` gives.
+    Object.assign(fixture.answers, { account: { state: 2 } });
     await fixture.watch.invalidate("apn_1");
     await expect(forward()).rejects.toMatchObject(revoked);
     expect(fixture.upstream.requests).toHaveLength(1);
