@@ -96,6 +96,7 @@ async function startProxy() {
     handlers: proxyService({
       account,
       vault,
+      catalog: new Map(),
       leases: { cache: leaseCache(holds, Date.now), proxyId },
       egress: openEgress({ resolve: async () => ["127.0.0.1"], exemptTargets: [target], extraCa: tls.ca }),
       limits: startLimits(limits, await openLimitStore({ url: "", password: "", log }), Date.now),

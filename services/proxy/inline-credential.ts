@@ -12,7 +12,10 @@ export interface InlineCredential {
 }
 
 /** What the caller's credential may be used for. Throws naming the field that is wrong, never a value. */
-export function inlineUse(catalog: Catalog, { appSlug, fields }: InlineCredential): AllowedUse {
+export function inlineUse(
+  catalog: Catalog,
+  { appSlug, fields }: InlineCredential,
+): AllowedUse & { readonly echoAllowed: boolean } {
   const app = getApp(catalog, appSlug);
   const isOauth = app.auth === "oauth2";
   const { access_token: accessToken = "", ...others } = fields;
@@ -26,5 +29,6 @@ export function inlineUse(catalog: Catalog, { appSlug, fields }: InlineCredentia
   if (violations.length > 0) throw invalidFields(violations);
   const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));
   const values = { fields: { ...defaults, ...custom }, ...(isOauth && { accessToken }) };
-  return { ...fillInjection(app, values), proxyEnabled: app.proxy.enabled };
+  const { enabled, echo_allowed: echoAllowed } = app.proxy;
+  return { ...fillInjection(app, values), proxyEnabled: enabled, echoAllowed };
 }

@@ -1,18 +1,22 @@
 // Gives a request the lease of its account, from the cache or from the vault. A lease may be over before its request has left;
-// then nothing was sent, and another one is asked for.
+// then nothing was sent, and another one is asked for. A request that brings a credential of its own needs neither: what stands
+// in place of its lease is made here, and ends with the request.
 import { setTimeout as sleep } from "node:timers/promises";
+import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Call, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
-import type { InjectionLease, LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
+import { InjectionLease, type LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
+import { type InlineCredential, inlineUse } from "./inline-credential.ts";
 import type { LeaseCache } from "./lease-cache.ts";
 import { type LeaseHold, leaseOver } from "./lease-holds.ts";
 
 /** What leases are had from. */
 export interface LeasingCollaborators {
   readonly account: Pick<Client<typeof AccountServiceDefinition>, "getAccount">;
+  readonly catalog: Catalog;
   readonly vault: Pick<Client<typeof CredentialVaultDefinition>, "leaseInjection">;
   readonly leases: {
     readonly cache: LeaseCache<InjectionLease>;
@@ -23,6 +27,9 @@ export interface LeasingCollaborators {
 
 /** The account that a request is for. */
 export type LeaseTarget = Pick<LeaseInjectionRequest, "projectId" | "environment" | "externalUserId" | "accountId">;
+
+/** An account, or the credential that is used in its place. */
+export type Credentialed = LeaseTarget & { readonly inlineCredential?: InlineCredential | undefined };
 
 /** A lease and the right to use it. */
 export interface Leased {
@@ -48,10 +55,11 @@ const watchPauseMs = 300;
 /** Runs `use` with a lease, and again with another one when it throws LeaseOver. The call's signal also fires when the account is revoked. */
 export async function withLease<Answer>(
   collaborators: LeasingCollaborators,
-  { projectId, environment, externalUserId, accountId }: LeaseTarget,
+  { projectId, environment, externalUserId, accountId, inlineCredential }: Credentialed,
   call: Call,
   use: Use<Answer>,
 ): Promise<Answer> {
+  if (inlineCredential !== undefined) return use(inlineLease(collaborators.catalog, inlineCredential), call);
   const target = { projectId, environment, externalUserId, accountId };
   for (let attempt = 1; ; attempt += 1) {
     try {
@@ -65,6 +73,23 @@ export async function withLease<Answer>(
     }
   }
 }
+
+function inlineLease(catalog: Catalog, credential: InlineCredential): Leased {
+  const { headers, query, allowedDomains, allowedPorts, ...use } = inlineUse(catalog, credential);
+  const lists = { headers: [...headers], query: [...query] };
+  const places = { allowedDomains: [...allowedDomains], allowedPorts: [...allowedPorts] };
+  return { lease: InjectionLease.fromPartial({ ...use, ...lists, ...places }), hold: callersOwn };
+}
+
+// Nobody but the caller can end it.
+const callersOwn: Leased["hold"] = {
+  signal: new AbortController().signal,
+  grant: () => undefined,
+  fault: () => undefined,
+  discard: () => undefined,
+  newest: (lease) => lease,
+  end: () => undefined,
+};
 
 async function useLease<Answer>(
   collaborators: LeasingCollaborators,

@@ -1,5 +1,6 @@
 // The proxy process: settings, clients, egress, service.
 
+import { loadCatalog } from "#libs/catalog.ts";
 import { streamingProxyDefinition } from "#libs/chunk-codec.ts";
 import { readConfig } from "#libs/config.ts";
 import { openEgress } from "#libs/egress.ts";
@@ -8,7 +9,15 @@ import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
-import { egressOptions, egressSettings, serviceSettings, tlsIdentity } from "#libs/service-settings.ts";
+import {
+  accountAddress,
+  catalogDirectory,
+  egressOptions,
+  egressSettings,
+  serviceSettings,
+  tlsIdentity,
+  vaultAddress,
+} from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
@@ -26,8 +35,9 @@ const config = readConfig({
   ...egressSettings,
   DEPUTY_PROXY_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7403", help: "Where services call." },
   DEPUTY_PROXY_PUBLIC_ADDRESS: { kind: "address", default: "127.0.0.1:7413", help: "Where callers from outside call." },
-  DEPUTY_ACCOUNT_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "The account service." },
-  DEPUTY_VAULT_ADDRESS: { kind: "address", default: "127.0.0.1:7402", help: "The vault." },
+  ...accountAddress,
+  ...vaultAddress,
+  ...catalogDirectory,
   ...limitSettings,
 });
 
@@ -55,6 +65,7 @@ const server = await startServer({
   handlers: proxyService({
     account,
     vault,
+    catalog: loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production: !config.DEPUTY_DEVELOPMENT }),
     leases: { cache: leaseCache(holds, Date.now), proxyId },
     egress,
     limits: startLimits(limitRules(config), limitStore, Date.now),

@@ -1,7 +1,7 @@
 // From what a caller asks for to what leaves: the form of the request, where it may go, and last of all the credential. Pure.
 import { judgeDestination } from "#libs/destination.ts";
 import type { EgressRequest } from "#libs/egress.ts";
-import { invalidField, unimplemented } from "#libs/errors.ts";
+import { invalidField } from "#libs/errors.ts";
 import { type Denial, denialError, malformed } from "#libs/verdict.ts";
 import { type Injection, injectCredential } from "./injection.ts";
 
@@ -41,14 +41,21 @@ export type OutgoingRequest = Pick<EgressRequest, "url" | "method" | "headers" |
 /** Throws INVALID_ARGUMENT naming the field; the contract's own rules are not applied to requests this large. */
 export function checkForm(request: RequestedCall): void {
   const { method, body, timeoutMs } = request;
-  if (request.inlineCredential !== undefined) throw unimplemented("inline_credential");
-  if (request.externalUserId === "") throw invalidField("external_user_id", "is required");
-  if (request.accountId === "") throw invalidField("account_id", "is required");
+  checkWhose(request);
   if (!methods.includes(method)) throw invalidField("method", `must be one of ${methods.join(", ")}`);
   if (request.url === "") throw invalidField("url", "is required: https://host/path, or a path that begins with /");
   if (body.length > 0 && bodilessMethods.includes(method)) throw invalidField("body", `is not sent with ${method}`);
   if (body.length > maxBodyBytes) throw invalidField("body", `has more than ${maxBodyBytes} bytes`);
   if (timeoutMs < 0 || timeoutMs > maxTimeoutMs) throw invalidField("timeout_ms", `must be 1 to ${maxTimeoutMs}`);
+}
+
+function checkWhose({ externalUserId, accountId, inlineCredential }: RequestedCall): void {
+  if (inlineCredential !== undefined) {
+    if (accountId !== "") throw invalidField("account_id", "is not given with an inline credential");
+    return;
+  }
+  if (externalUserId === "") throw invalidField("external_user_id", "is required");
+  if (accountId === "") throw invalidField("account_id", "is required");
 }
 
 /** Judges where it may go, and puts the credential in. */

@@ -109,13 +109,45 @@ describe("the form of a request is refused, naming the field,", () => {
     ["with a time-out over 30 s", { timeoutMs: 30_001 }, /^INVALID_ARGUMENT INVALID_FIELD: timeout_ms/],
     ["with a negative time-out", { timeoutMs: -1 }, /^INVALID_ARGUMENT INVALID_FIELD: timeout_ms/],
     [
-      "with an inline credential, which is not built yet",
-      { inlineCredential: { appSlug: "acme", fields: { api_key: "s" } } },
-      /^UNIMPLEMENTED NOT_IMPLEMENTED: inline_credential/,
+      "with an account beside an inline credential",
+      { inlineCredential: { appSlug: "acme", fields: { api_key: "sandbox-key-inline" } } },
+      /^INVALID_ARGUMENT INVALID_FIELD: account_id/,
+    ],
+    [
+      "with an inline credential that lacks a field of the app",
+      { accountId: "", inlineCredential: { appSlug: "acme", fields: {} } },
+      /^INVALID_ARGUMENT INVALID_FIELD: inline_credential.fields.api_key/,
     ],
   ] as const)("%s", async (_name, change, expected) => {
     expect(await refusal(change)).toMatch(expected);
     expect(fixture.leases).toEqual([]);
+  });
+});
+
+describe("a request with a credential of its own", () => {
+  const api_key = "sandbox-key-inline";
+  const inline = { externalUserId: "", accountId: "", inlineCredential: { appSlug: "acme", fields: { api_key } } };
+
+  it("is sent by the app's rules, and asks neither the account service nor the vault", async () => {
+    fixture.upstream.answerWith(ok(`{"echo":"${api_key}"}`));
+    const answer = await forward({ ...inline, url: "/things?a=1" });
+    const [request = ""] = fixture.upstream.requests;
+    expect(request).toMatch(/^GET \/v1\/things\?a=1 HTTP\/1\.1\r\n/);
+    expect(request).toContain(`x-api-key: ${api_key}\r\n`);
+    expect(fixture.leases).toEqual([]);
+    expect(answer).toMatchObject({ status: 200, attempts: 1, refreshed: false });
+    expect(answer.body.toString()).not.toContain(api_key);
+  });
+
+  it("goes nowhere but to the app's hosts, and its key cannot be set by a header", async () => {
+    expect(await refusal({ ...inline, url: "https://elsewhere.com/x" })).toMatch(/^PERMISSION_DENIED HOST_NOT_ALLOWED/);
+    expect(await refusal({ ...inline, headers: [header("X-Api-Key", "other")] })).toMatch(/HEADER_INJECTED/);
+    expect(await refusal({ ...inline, inlineCredential: { appSlug: "absent", fields: {} } })).toMatch(/^NOT_FOUND/);
+  });
+
+  it("is given back as it came when the upstream refuses its key", async () => {
+    fixture.upstream.answerWith("HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n");
+    expect(await forward(inline)).toMatchObject({ status: 401, attempts: 1, refreshed: false });
   });
 });
 

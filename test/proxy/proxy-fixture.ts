@@ -1,5 +1,6 @@
 // A proxy as its process runs it, between stand-ins for the account service and the vault and a raw TLS upstream.
 
+import { type Catalog, getApp, loadCatalog } from "#libs/catalog.ts";
 import { streamingProxyDefinition } from "#libs/chunk-codec.ts";
 import { openEgress } from "#libs/egress.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
@@ -102,6 +103,14 @@ export function ok(body: string, head = "content-type: application/json\r\n"): s
   return `HTTP/1.1 200 OK\r\n${head}content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`;
 }
 
+/** An app with a key, whose API is the upstream. */
+function catalogAt(port: number): Catalog {
+  const app = getApp(loadCatalog("catalog", { production: false }), "sandbox_header_key");
+  const base_url = `https://${upstreamHost}:${port}/v1`;
+  const proxy = { ...app.proxy, base_url, allowed_domains: [upstreamHost], allowed_ports: [port] };
+  return new Map([["acme", { ...app, slug: "acme", proxy }]]);
+}
+
 /** Limits that no test meets by accident. */
 const generousLimits: LimitRules = {
   windowMs: 300_000,
@@ -197,6 +206,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     handlers: proxyService({
       account: accountClient,
       vault: vaultClient,
+      catalog: catalogAt(upstream.port),
       leases: { cache: leaseCache(holds, Date.now), proxyId: "prx_1" },
       egress,
       limits: startLimits(limitRules, await openLimitStore({ url: "", password: "", log }), Date.now),

@@ -36,7 +36,7 @@ export interface ForwardRequest {
   projectId: string;
   /** Required unless the caller's token names it. The environment. */
   environment: Environment;
-  /** Required unless the caller's token names it. The user on whose behalf it is sent. */
+  /** Required unless the caller's token names it or an inline credential is given. The user on whose behalf it is sent. */
   externalUserId: string;
   /** Required unless an inline credential is given. The account. */
   accountId: string;
