@@ -17,8 +17,8 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   // A proxy's caller whose upstream refuses the access token.
   refreshCredential: [...account, proxyForCaller],
   getCredential: account,
-  // Not for connect tokens, whatever their scopes.
-  revealCredential: [{ service: "account", scope: "connect:credentials:reveal" }],
+  // Outside of `connect:*`, which API clients have to connect and use accounts. Not for connect tokens, whatever their scopes.
+  revealCredential: [{ service: "account", scope: "credentials:reveal" }],
   // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
   destroyCredentials: [...account, ...operator],
   leaseInjection: [proxyForCaller],

@@ -53,6 +53,7 @@ describe("a row", () => {
 test.each([
   ["*", "connect:proxy", true],
   ["connect:*", "connect:proxy", true],
+  ["connect:*", "credentials:reveal", false],
   ["connect:accounts:*", "connect:proxy", false],
   ["connect:accounts:*", "connect:accounts", false],
   ["connect:proxy", "connect:proxy", true],
