@@ -1,6 +1,7 @@
 // The table of audit entries: who did what to which account. An entry is written in the transaction of the change that it
 // tells, so that neither is there without the other; what changes nothing (a lease) goes through audit-writer.ts. Who cannot
-// write an entry does nothing: AUDIT_UNAVAILABLE. No secret stands in an entry, nor anything that a secret could be put into.
+// write an entry does nothing: AUDIT_UNAVAILABLE. No secret stands in an entry: all of it is ids and names of ours, but for the
+// purpose of a reveal, which is the caller's own words, at most 500 characters.
 import { type Compilable, type OperationNodeSource, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -20,6 +21,7 @@ export type AuditAction =
   | "credential.revealed"
   | "credential.exported"
   | "credential.destroyed"
+  | "credential.revocation_deferred"
   | "credential.revocation_done"
   | "credential.revocation_failed"
   | "oauth_client.put"
@@ -66,6 +68,12 @@ export function actorOf({ caller, requestId }: Pick<Call, "caller" | "requestId"
 /** The columns that a change gives for its entry. */
 export const auditedAccount = ["projectId", "environment", "externalUserId", "accountId"] as const;
 
+/** The same of a row that was read. */
+export function accountOf(row: Required<AuditedAccount>): Required<AuditedAccount> {
+  const { projectId, environment, externalUserId, accountId } = row;
+  return { projectId, environment, externalUserId, accountId };
+}
+
 /** Writes entries. UNAVAILABLE `AUDIT_UNAVAILABLE` when they cannot be written: the change that they tell is not made. */
 export async function insertAuditEntries(db: VaultDatabase, ...entries: readonly NewAuditEntry[]): Promise<void> {
   if (entries.length === 0) return;
@@ -78,14 +86,32 @@ export async function insertAuditEntries(db: VaultDatabase, ...entries: readonly
     });
 }
 
+/** A change that is to be made with its entries: it returns `auditedAccount` of each row that it changes. */
+type AuditedChange = OperationNodeSource & Compilable<Required<AuditedAccount>>;
+
+/** What an entry tells of a change. */
+type ChangeEntry = Pick<NewAuditEntry, "action" | "actor" | "reason">;
+
 /**
- * Makes a change that returns `auditedAccount`, and writes one entry for each row that it changed, in one statement: a change
- * that met no row leaves no entry. Gives how many there were.
+ * Makes a change, and writes one entry for each row that it changed: a change that met no row leaves no entry. Gives how many
+ * there were. Throws like `insertAuditEntries` where it is the entry that cannot be written, else what the change throws.
  */
-export async function changeAudited(
+export async function changeAudited(db: VaultDatabase, change: AuditedChange, entry: ChangeEntry): Promise<number> {
+  if (db.isTransaction) return changeThenTell(db, change, entry);
+  try {
+    return await changeAndTell(db, change, entry);
+  } catch (error) {
+    if (error instanceof StatusError) throw error;
+    // Once more, one after the other, which tells the fault of the audit from one of the change.
+    return db.transaction().execute((transaction) => changeThenTell(transaction, change, entry));
+  }
+}
+
+/** In one statement, which is a third of a transaction's way to the database. */
+async function changeAndTell(
   db: VaultDatabase,
-  change: OperationNodeSource & Compilable<Required<AuditedAccount>>,
-  { action, actor, reason = "" }: Pick<NewAuditEntry, "action" | "actor" | "reason">,
+  change: AuditedChange,
+  { action, actor, reason = "" }: ChangeEntry,
 ): Promise<number> {
   const { numAffectedRows } = await sql`
     with changed as (${change})
@@ -95,6 +121,12 @@ export async function changeAudited(
       project_id, environment, external_user_id, account_id
     from changed`.execute(db);
   return Number(numAffectedRows ?? 0n);
+}
+
+async function changeThenTell(transaction: VaultDatabase, change: AuditedChange, entry: ChangeEntry): Promise<number> {
+  const { rows } = await sql<Required<AuditedAccount>>`${change}`.execute(transaction);
+  await insertAuditEntries(transaction, ...rows.map((row) => ({ ...entry, ...accountOf(row) })));
+  return rows.length;
 }
 
 /** That something sealed did not open. */

@@ -2,7 +2,7 @@
 // the generation that it was computed from and by the state, never by who holds a lock.
 import { type Selectable, sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
-import { type Actor, insertAuditEntries } from "./audit-entries.ts";
+import { type Actor, accountOf, insertAuditEntries } from "./audit-entries.ts";
 import type { CredentialsTable, EnvironmentName, VaultDatabase } from "./schema.ts";
 import type { SealedColumns, SecretOwner } from "./secrets.ts";
 
@@ -158,10 +158,7 @@ export async function revokeCredentials(
     db,
   );
   const action = "credential.destroyed" as const;
-  const entries = destructions.map(({ row: { projectId, environment, externalUserId, accountId } }) => {
-    return { action, actor, projectId, environment, externalUserId, accountId };
-  });
-  await insertAuditEntries(db, ...entries);
+  await insertAuditEntries(db, ...destructions.map(({ row }) => ({ action, actor, ...accountOf(row) })));
 }
 
 /** What a grant brought, beside its secrets. */

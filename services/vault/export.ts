@@ -1,15 +1,9 @@
 // Export: every credential that can be opened, encrypted to the operator's key, page by page, so that a million need no more
 // memory than a hundred. One that cannot be opened is named and stops nobody.
 import { StatusError } from "#libs/errors.ts";
-import { type Actor, insertAuditEntries, type NewAuditEntry } from "./audit-entries.ts";
+import { type Actor, accountOf, insertAuditEntries } from "./audit-entries.ts";
 import { recordOf } from "./credential-record.ts";
-import {
-  type CredentialMaterial,
-  type CredentialRow,
-  credentialOwner,
-  listStored,
-  type StoredFilter,
-} from "./credentials.ts";
+import { type CredentialMaterial, credentialOwner, listStored, type StoredFilter } from "./credentials.ts";
 import { encryptRecord, type JweKey } from "./jwe.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
@@ -31,7 +25,8 @@ export async function* exportCredentials(
   for (;;) {
     const rows = await listStored(db, filter, after, pageRows);
     // Before the first of them goes out: what is not audited is not exported.
-    await insertAuditEntries(db, ...rows.map((row) => exportEntry(row, actor)));
+    const action = "credential.exported" as const;
+    await insertAuditEntries(db, ...rows.map((row) => ({ action, actor, ...accountOf(row) })));
     for (const row of rows) {
       const { accountId } = row;
       try {
@@ -46,11 +41,4 @@ export async function* exportCredentials(
     if (last === undefined || rows.length < pageRows) return;
     after = last;
   }
-}
-
-function exportEntry(
-  { projectId, environment, externalUserId, accountId }: CredentialRow,
-  actor: Actor,
-): NewAuditEntry {
-  return { action: "credential.exported", actor, projectId, environment, externalUserId, accountId };
 }

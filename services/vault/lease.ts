@@ -5,7 +5,7 @@ import { notFound, StatusError } from "#libs/errors.ts";
 import { fillInjection, type Injection } from "#libs/injection-templates.ts";
 import { type Patience, within } from "#libs/patience.ts";
 import type { Call } from "#libs/rpc.ts";
-import { type Actor, actorOf } from "./audit-entries.ts";
+import { type Actor, accountOf, actorOf } from "./audit-entries.ts";
 import type { AuditWriter } from "./audit-writer.ts";
 import {
   type CredentialFilter,
@@ -82,9 +82,7 @@ export async function leaseOf(
     refreshable: material.refreshToken !== undefined && !row.shadow,
   };
   // At last: what cannot be audited is not given out.
-  const { projectId, environment, externalUserId, accountId } = row;
-  const account = { projectId, environment, externalUserId, accountId };
-  audit.note({ action: "credential.leased", actor, ...account });
+  audit.note({ action: "credential.leased", actor, ...accountOf(row) });
   return lease;
 }
 

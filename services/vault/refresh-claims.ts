@@ -1,6 +1,7 @@
 // The loop's statements: claim what is due, and note what cannot be worked on. A claim pushes the row's time forward in the
 // statement that finds it, so that a process that dies with it gives it back by doing nothing.
 import { type RawBuilder, sql } from "kysely";
+import { type AuditedAccount, accountOf, insertAuditEntries, vaultItself } from "./audit-entries.ts";
 import type { CredentialKey } from "./credentials.ts";
 import type { VaultDatabase } from "./schema.ts";
 
@@ -62,7 +63,8 @@ export const mostFaults = 5;
 
 /** Notes that the row could not be worked on at all. True when that was once too often, and the loop will not take it again. */
 export async function noteFault(db: VaultDatabase, { projectId, accountId, generation }: Claim): Promise<boolean> {
-  const { rows } = await sql<{ quarantined: boolean }>`
+  return db.transaction().execute(async (transaction) => {
+    const { rows } = await sql<Required<AuditedAccount> & { readonly quarantined: boolean }>`
     update credentials
     set faults = faults + 1,
       next_refresh_time = case when faults + 1 >= ${mostFaults} then null
@@ -70,6 +72,13 @@ export async function noteFault(db: VaultDatabase, { projectId, accountId, gener
       state_reason = case when faults + 1 >= ${mostFaults} then 'QUARANTINED' else state_reason end
     where project_id = ${projectId} and account_id = ${accountId} and generation = ${generation}
       and state in ('ACTIVE', 'UNKNOWN')
-    returning next_refresh_time is null as quarantined`.execute(db);
-  return rows[0]?.quarantined ?? false;
+    returning next_refresh_time is null as quarantined, project_id, environment, external_user_id, account_id`.execute(
+      transaction,
+    );
+    const [row] = rows;
+    if (!row?.quarantined) return false;
+    const action = "credential.refresh_failed" as const;
+    await insertAuditEntries(transaction, { action, actor: vaultItself, reason: "QUARANTINED", ...accountOf(row) });
+    return true;
+  });
 }

@@ -1,7 +1,7 @@
 // The three statements of a refresh on its row: begin it, store what it brought, note that it failed. Each holds only while
 // the row is as the refresh found it.
 import { sql } from "kysely";
-import { auditedAccount, changeAudited, vaultItself } from "./audit-entries.ts";
+import { accountOf, auditedAccount, changeAudited, insertAuditEntries, vaultItself } from "./audit-entries.ts";
 import {
   type CredentialKey,
   type CredentialRow,
@@ -98,6 +98,8 @@ function beginInTransaction(
       await update(transaction, key)
         .set({ ...noIntent, state: "UNKNOWN", stateReason: "ANSWER_LOST", retryTime, nextRefreshTime: retryTime })
         .execute();
+      const action = "credential.refresh_failed" as const;
+      await insertAuditEntries(transaction, { action, actor: vaultItself, reason: "ANSWER_LOST", ...accountOf(row) });
       return { kind: "lost" };
     }
     await update(transaction, key)

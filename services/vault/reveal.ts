@@ -1,6 +1,6 @@
 // Reveals a credential's secrets, to who has that right of its own. The entry of the audit is committed before the answer: what
 // cannot be audited is not revealed.
-import { type Actor, insertAuditEntries } from "./audit-entries.ts";
+import { type Actor, accountOf, insertAuditEntries } from "./audit-entries.ts";
 import {
   type CredentialFilter,
   type CredentialMaterial,
@@ -27,9 +27,7 @@ export async function revealCredential(
   const row = await getCredential(db, filter);
   requireUnrevoked(row);
   const { accessToken, refreshToken, fields } = await secrets.open<CredentialMaterial>(credentialOwner(row), row);
-  const { projectId, environment, externalUserId, accountId } = row;
-  const account = { projectId, environment, externalUserId, accountId };
-  await insertAuditEntries(db, { action: "credential.revealed", actor, purpose, ...account });
+  await insertAuditEntries(db, { action: "credential.revealed", actor, purpose, ...accountOf(row) });
   const tokens = {
     ...(accessToken !== undefined && { access_token: accessToken }),
     ...(refreshToken !== undefined && { refresh_token: refreshToken }),

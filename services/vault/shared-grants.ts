@@ -21,8 +21,9 @@
 import { type RawBuilder, sql } from "kysely";
 import type { Catalog } from "#libs/catalog.ts";
 import { digest } from "#libs/ids.ts";
-import { vaultItself } from "./audit-entries.ts";
+import { auditedAccount, changeAudited, vaultItself } from "./audit-entries.ts";
 import type { VaultDatabase } from "./schema.ts";
+import { wiped } from "./secrets.ts";
 
 /** The provider's name for its user as it is kept; null when there is none. */
 export function identityDigest(name: string): Buffer | null {
@@ -42,11 +43,17 @@ export async function deferRevocations(
 ): Promise<void> {
   const appSlugs = [...catalog.keys()].filter((slug) => endsSiblings(catalog, slug));
   if (appSlugs.length === 0) return;
-  await sql`
-    update revocations one
-    set state = 'DEFERRED', blob = null, data_key_id = null, wrapped_data_key = null, kek_id = null
-    where project_id = ${projectId} and account_id = any(${accountIds}) and app_slug = any(${appSlugs})
-      and state = 'PENDING' and not revoke_shared_grant and ${hasSibling}`.execute(db);
+  const change = db
+    .updateTable("revocations as one")
+    .set({ ...wiped, state: "DEFERRED" })
+    .where("projectId", "=", projectId)
+    .where("accountId", "=", sql<string>`any(${accountIds})`)
+    .where("appSlug", "=", sql<string>`any(${appSlugs})`)
+    .where("state", "=", "PENDING")
+    .where("revokeSharedGrant", "=", false)
+    .where(hasSibling)
+    .returning(auditedAccount);
+  await changeAudited(db, change, { action: "credential.revocation_deferred", actor: vaultItself });
 }
 
 /** Ends the deferred revocations that wait for nothing any more: of one project, or of all. */
@@ -70,7 +77,7 @@ export async function settleDeferredRevocations(db: VaultDatabase, projectId?: s
     from settled`.execute(db);
 }
 
-const hasSibling = sql`exists (
+const hasSibling = sql<boolean>`exists (
   select from credentials other
   where other.state <> 'REVOKED' and other.account_id <> one.account_id and ${ofSameUser(sql`other`)})`;
 

@@ -72,6 +72,8 @@ async function leaseThrough({ begin, end }: { begin(): unknown; end(): unknown }
   };
   await lease();
   await until(async () => (await leasesOf(accountId)) === 1);
+  const changes: boolean[] = [];
+  vault.vault.audit.onChange((open) => changes.push(open));
   await begin();
   try {
     const sinceMs = performance.now();
@@ -87,6 +89,7 @@ async function leaseThrough({ begin, end }: { begin(): unknown; end(): unknown }
   expect(await health()).toBe("SERVING");
   await lease();
   await until(async () => (await leasesOf(accountId)) === served);
+  expect(changes).toEqual([true, false, true]);
 }
 
 async function withoutEnd(work: () => Promise<unknown>): Promise<never> {
@@ -184,11 +187,13 @@ async function fillUntilFull(filler: string): Promise<void> {
 test("does nothing that it cannot audit: what is to be changed stays as it was", async () => {
   const accountId = await vault.connectAccount();
   const before = await vault.rowOf(accountId);
+  const failing = await vault.connectAccount();
+  const beforeFailure = await vault.rowOf(failing);
   const clients = await db.selectFrom("oauthClients").selectAll().execute();
   await owner.query("revoke insert on audit_entries from deputy_vault");
   try {
     await expect(vault.destroy(accountId)).rejects.toMatchObject(closed);
-    const bearer = await tokenWith({ scope: "connect:credentials:reveal" });
+    const bearer = await tokenWith({ scope: "credentials:reveal" });
     const reveal = asAccount.revealCredential({ ...named, accountId, purpose: "any" }, soon(bearer));
     await expect(reveal).rejects.toMatchObject(closed);
     const material = { $case: "grant" as const, value: { accessToken: "sandbox-token-any" } };
@@ -202,12 +207,18 @@ test("does nothing that it cannot audit: what is to be changed stays as it was",
     const jwk = { kty: "OKP", crv: "X25519", x: "hSDwCYkwp1R0i33ctD73Wg2_Og0mOBr066SpjqqbTmo" };
     const exported = Array.fromAsync(operator.exportCredentials({ recipientJwk: JSON.stringify(jwk) }, soon()));
     await expect(exported).rejects.toMatchObject(closed);
-    // A refresh that was granted waits for its entry.
+    // A refresh that failed is no fault of the account's.
+    vault.shim.misbehave(() => ({ status: 503, body: "" }));
+    const failed = asAccount.refreshCredential({ ...named, accountId: failing, generation: 0n }, soon());
+    await expect(failed).rejects.toMatchObject(closed);
+    vault.shim.misbehave(() => undefined);
+    const without = { intentId: undefined, intentBy: undefined, intentTime: undefined };
+    expect({ ...(await vault.rowOf(failing)), ...without }).toEqual({ ...beforeFailure, ...without });
+    // One that was granted waits for its entry.
     const deadlineMs = Date.now() + 1_000;
     const refresh = asAccount.refreshCredential({ ...named, accountId, generation: 0n }, { deadlineMs });
     await expect(refresh).rejects.toMatchObject({ code: "DEADLINE_EXCEEDED" });
-    const { intentId, intentBy, intentTime, ...after } = await vault.rowOf(accountId);
-    expect(after).toEqual({ ...before, intentId: undefined, intentBy: undefined, intentTime: undefined });
+    expect({ ...(await vault.rowOf(accountId)), ...without }).toEqual({ ...before, ...without });
     expect(await db.selectFrom("oauthClients").selectAll().execute()).toEqual(clients);
     expect(await db.selectFrom("credentials").selectAll().where("accountId", "=", "apn_new").execute()).toEqual([]);
   } finally {
@@ -233,6 +244,22 @@ test("refreshes nothing by itself while it is closed", async () => {
     await owner.query("rollback");
   }
   await until(async () => (await vault.rowOf(accountId)).generation === 2n);
+  await other.stop();
+});
+
+test("counts no fault against an account whose failed refresh cannot be audited", async () => {
+  const other = await vault.startVault({ loop: true, worker: false });
+  const accountId = await vault.connectAccount();
+  vault.shim.misbehave(() => ({ status: 503, body: "" }));
+  await owner.query("revoke insert on audit_entries from deputy_vault");
+  try {
+    await vault.makeDue(accountId);
+    const outage = '"isOutage":true';
+    await until(() => other.lines.some((line) => line.includes(accountId) && line.includes(outage)));
+    expect(await vault.rowOf(accountId)).toMatchObject({ faults: 0, failures: 0, state: "ACTIVE", stateReason: "" });
+  } finally {
+    await owner.query("grant insert on audit_entries to deputy_vault");
+  }
   await other.stop();
 });
 

@@ -2,6 +2,7 @@
 import { generateKeyPairSync } from "node:crypto";
 import { sql } from "kysely";
 import { expect, test } from "vitest";
+import { auditedAccount, changeAudited, vaultItself } from "../../services/vault/audit-entries.ts";
 import { soon, tokenWith, until, vaultFixture, whose } from "./vault-fixture.ts";
 
 const vault = await vaultFixture();
@@ -70,7 +71,7 @@ test("has one for stored keys, refused refreshes, OAuth clients and rotations, a
 test("reveals to the account service with a caller's token of that scope alone, and not without an entry", async () => {
   const accountId = await vault.connectAccount();
   const request = { ...named, accountId, purpose: "a support case" };
-  const scope = "connect:credentials:reveal";
+  const scope = "credentials:reveal";
   const bearer = await tokenWith({ scope });
   const { values, credential } = await asAccount.revealCredential(request, soon(bearer));
   expect(Object.keys(values).sort()).toEqual(["access_token", "refresh_token"]);
@@ -84,7 +85,7 @@ test("reveals to the account service with a caller's token of that scope alone, 
   const refused = async (code: string, token?: string, client = asAccount) =>
     expect(client.revealCredential(request, soon(token))).rejects.toMatchObject({ code });
   await refused("UNAUTHENTICATED");
-  await refused("PERMISSION_DENIED", await tokenWith({ scope: "connect:accounts:read connect:proxy" }));
+  await refused("PERMISSION_DENIED", await tokenWith({ scope: "connect:*" }));
   const ofUser = { scope: "*", environment: whose.environment, external_user_id: "user-1" };
   await refused("PERMISSION_DENIED", await tokenWith(ofUser));
   await refused("NOT_FOUND", await tokenWith({ scope, project_id: "proj_2" }));
@@ -107,7 +108,7 @@ test("has an entry with the reason when a stored secret does not open: lease, re
   await expect(vault.lease(accountId)).rejects.toMatchObject(damaged);
   const refresh = asAccount.refreshCredential({ ...named, accountId, generation: 0n }, soon());
   await expect(refresh).rejects.toMatchObject(damaged);
-  const bearer = await tokenWith({ scope: "connect:credentials:reveal" });
+  const bearer = await tokenWith({ scope: "credentials:reveal" });
   const reveal = asAccount.revealCredential({ ...named, accountId, purpose: "any" }, soon(bearer));
   await expect(reveal).rejects.toMatchObject(damaged);
   const { publicKey } = generateKeyPairSync("x25519");
@@ -119,6 +120,25 @@ test("has an entry with the reason when a stored secret does not open: lease, re
   expect((await entriesOf(accountId)).at(-1)).toMatchObject({ reason: "TAMPERED", service: "vault" });
   expect(await actionsOf(accountId)).toContain("credential.exported");
   await vault.destroy(accountId);
+});
+
+test("throws what a change throws when the audit is not at fault, and writes no entry", async () => {
+  const accountId = await vault.connectAccount();
+  const before = await entriesOf(accountId);
+  const change = (on: typeof db) =>
+    changeAudited(
+      on,
+      on
+        .updateTable("credentials")
+        .set({ state: "NO STATE" as never })
+        .where("accountId", "=", accountId)
+        .returning(auditedAccount),
+      { action: "credential.refreshed", actor: vaultItself },
+    );
+  await expect(change(db)).rejects.toMatchObject({ code: "23514" });
+  const inTransaction = db.transaction().execute((transaction) => change(transaction));
+  await expect(inTransaction).rejects.toMatchObject({ code: "23514" });
+  expect(await entriesOf(accountId)).toEqual(before);
 });
 
 test("lets the vault's role add entries and checkpoints, and neither change nor delete them", async () => {

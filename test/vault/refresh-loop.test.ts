@@ -139,6 +139,10 @@ test("leaves a row alone that cannot be opened, after five faults, and works on 
     },
   );
   expect(credentialsByReason).toMatchObject({ QUARANTINED: 1n });
+  const entries = await db.selectFrom("auditEntries").selectAll().where("accountId", "=", poisoned).execute();
+  expect(entries.filter(({ reason }) => reason === "QUARANTINED")).toMatchObject([
+    { action: "credential.refresh_failed", service: "vault", projectId: "proj_1" },
+  ]);
 });
 
 test("keeps a grant alive that its provider would end for want of use", async () => {
