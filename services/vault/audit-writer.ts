@@ -62,7 +62,8 @@ export function startAuditWriter({ db, log }: { readonly db: VaultDatabase; read
     try {
       await insertAuditEntries(db, ...delayed);
       entries.splice(0, batch.length);
-      settle(true);
+      // Not while others wait that are as old: they would close it again at once.
+      if (oldestAgeMs() < failedAfterMs) settle(true);
     } finally {
       clearTimeout(alarm);
     }
