@@ -7,8 +7,9 @@ import { once } from "node:events";
 import { open, readFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
 import { readConfig } from "#libs/config.ts";
+import { readPublicKey } from "#libs/signing-key.ts";
 import { dumpAudit } from "./audit-dump.ts";
-import { type AuditVerdict, type KnownHead, readVerificationKeys, verifyAudit } from "./audit-verify.ts";
+import { type AuditVerdict, type KnownHead, verifyAudit } from "./audit-verify.ts";
 import { openVaultDatabase } from "./schema.ts";
 
 const usage = `usage: node services/vault/audit-command.ts export
@@ -25,7 +26,7 @@ export async function runVerify(
   const { values, positionals } = parseArgs({ args: [...parameters], options, allowPositionals: true });
   const [path] = positionals;
   if (path === undefined || positionals.length > 1 || values.key === undefined) throw new Error(usage);
-  const keys = await readVerificationKeys(await Promise.all(values.key.map((file) => readFile(file, "utf8"))));
+  const keys = await Promise.all(values.key.map(async (file) => readPublicKey(file, await readFile(file, "utf8"))));
   const known = values.head === undefined ? undefined : readHead(values.head);
   const file = await open(path);
   const verdict = await verifyAudit(file.readLines(), keys, known);

@@ -1,12 +1,12 @@
 // Verifies a dump of the audit offline, with nothing but the public keys that its checkpoints were signed with, and names the
 // first thing that is not as it was sealed. What it can and cannot find is argued in audit-chain.ts.
 import { createPublicKey, type KeyObject } from "node:crypto";
-import { calculateJwkThumbprint } from "jose";
+import type { JWK } from "jose";
 import { type CheckpointHead, chainEntries, firstHash, isSignedBy } from "./audit-chain.ts";
 import { type DumpedCheckpoint, type DumpLine, entryOf, readDumpLine } from "./audit-dump.ts";
 
 /** Public keys by their ids. */
-export type VerificationKeys = ReadonlyMap<string, KeyObject>;
+type VerificationKeys = ReadonlyMap<string, KeyObject>;
 
 /** A checkpoint that was noted elsewhere: this dump must have it. */
 export interface KnownHead {
@@ -33,25 +33,13 @@ export type AuditVerdict =
 // and in none was put in past the sealing.
 const latestSealingMs = 5 * 60_000;
 
-/** Reads public keys: PEM or JSON Web Key, Ed25519. Throws one sentence. */
-export async function readVerificationKeys(texts: readonly string[]): Promise<VerificationKeys> {
-  const keys = new Map<string, KeyObject>();
-  for (const text of texts) {
-    const key = parseKey(text);
-    if (key?.asymmetricKeyType !== "ed25519")
-      throw new Error("a key is no Ed25519 public key in PEM or as a JSON Web Key");
-    const { x = "" } = key.export({ format: "jwk" });
-    keys.set(await calculateJwkThumbprint({ kty: "OKP", crv: "Ed25519", x }), key);
-  }
-  return keys;
-}
-
-/** Goes through a dump once. */
+/** Goes through a dump once, with the public keys as `readPublicKey` gives them. */
 export async function verifyAudit(
   lines: AsyncIterable<string>,
-  keys: VerificationKeys,
+  publicKeys: readonly JWK[],
   known?: KnownHead,
 ): Promise<AuditVerdict> {
+  const keys = new Map(publicKeys.map((jwk) => [jwk.kid ?? "", createPublicKey({ key: jwk, format: "jwk" })]));
   let last: CheckpointHead | undefined;
   let isKnownFound = false;
   let [entries, unsealed, lineNumber] = [0, 0, 0];
@@ -123,12 +111,4 @@ function headOf({ number, time, prev_hash, hash, key_id }: DumpedCheckpoint): Ch
 
 function broken(fault: string): AuditVerdict {
   return { kind: "broken", fault };
-}
-
-function parseKey(text: string): KeyObject | undefined {
-  try {
-    return createPublicKey(text.trim().startsWith("{") ? { key: JSON.parse(text), format: "jwk" } : text);
-  } catch {
-    return undefined;
-  }
 }
