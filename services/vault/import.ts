@@ -52,10 +52,12 @@ export async function importCredential(
   const existing = await findCredential(options.db, { projectId, accountId });
   if (existing !== undefined && (await isStoredAlready(options, existing, { subject, material, shadow }))) return;
   const key = await options.secrets.prepare(credentialOwner(subject));
+  const reason = shadow ? "SHADOW" : existing?.shadow ? "CUT_OVER" : "";
+  const by = { action: "credential.imported", actor, reason } as const;
   const isStored = await options.db.transaction().execute(async (transaction) => {
     const now = await lockCredential(transaction, subject);
     if (now?.generation !== existing?.generation || now?.state !== existing?.state) return false;
-    return storeCredential(transaction, subject, { key, material, facts, action: "credential.imported", actor });
+    return storeCredential(transaction, subject, { key, material, facts, ...by });
   });
   if (!isStored) throw invalidField("account_id", "changed meanwhile: send the record again");
 }

@@ -25,6 +25,7 @@ export interface CredentialToStore {
   readonly facts: GrantFacts;
   readonly action: AuditAction;
   readonly actor: Actor;
+  readonly reason?: string;
 }
 
 /**

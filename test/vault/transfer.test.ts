@@ -234,6 +234,9 @@ test("leases a shadowed grant while it is valid, never refreshes it, and refresh
   await to.endTokenIn(accountId, -1);
   expect((await to.lease(accountId)).lease?.refreshed).toBe(true);
   expect(to.tokenRequests()).toBe(before + 1);
+  const imported = to.db.selectFrom("auditEntries").select("reason").where("action", "=", "credential.imported");
+  const entries = await imported.where("accountId", "=", accountId).orderBy("id").execute();
+  expect(entries.map(({ reason }) => reason)).toEqual(["SHADOW", "CUT_OVER"]);
 });
 
 test("destroys a shadowed grant here and leaves it alive at the provider, where another system uses it", async () => {
