@@ -1,7 +1,7 @@
 // The table of audit entries: who did what to which account. An entry is written in the transaction of the change that it
 // tells, so that neither is there without the other; what changes nothing (a lease) goes through audit-writer.ts. Who cannot
-// write an entry does nothing: AUDIT_UNAVAILABLE. No secret stands in an entry: all of it is ids and names of ours, but for the
-// purpose of a reveal, which is the caller's own words, at most 500 characters.
+// write an entry does nothing: AUDIT_UNAVAILABLE. No secret stands in an entry: ids, names of ours, and the purpose of a reveal,
+// which is the caller's own words, 500 characters at most.
 import { type Compilable, type OperationNodeSource, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";

@@ -4,7 +4,6 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type Connection, type DatabaseOptions, openConnection } from "#libs/database.ts";
 import type { Logger } from "#libs/log.ts";
-
 import { type RefreshNotices, refreshNotices } from "./refresh-notices.ts";
 
 /** What can have happened: an invalidation was committed, or a proxy acknowledged one. */

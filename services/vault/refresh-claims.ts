@@ -3,6 +3,7 @@
 import { type RawBuilder, sql } from "kysely";
 import { type AuditedAccount, accountOf, insertAuditEntries, vaultItself } from "./audit-entries.ts";
 import type { CredentialKey } from "./credentials.ts";
+import { intentSeconds } from "./refresh-records.ts";
 import type { VaultDatabase } from "./schema.ts";
 
 /** A row that this process is to refresh. */
@@ -19,8 +20,6 @@ export interface AppRoom {
 
 // Longer than an attempt with its wait for the lock takes.
 const claimSeconds = 60;
-// A request of another process may be under way for as long: see refresh-records.ts.
-const intentSeconds = 30;
 
 /**
  * Claims what is due, at most `limit` rows and of each app no more than there is room for, the longest due first. App by app,

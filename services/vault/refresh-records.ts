@@ -15,8 +15,8 @@ import { lostGrantWait } from "./refresh-times.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { SealedColumns } from "./secrets.ts";
 
-// Longer than any provider request (20 s): an intent that old belongs to a process that is gone.
-const intentSeconds = 30;
+/** Longer than any provider request (20 s): an intent that old belongs to a process that is gone. */
+export const intentSeconds = 30;
 
 /** Whether the refresh may be sent. */
 export type IntentOutcome =
