@@ -1,25 +1,12 @@
 // That nothing reaches an address that is not public: every vector, end to end, in a network namespace where those addresses
 // are listeners that count. The same listeners catch a naive fetch of the same URLs, so they would have caught the sender.
-import { execFile, execFileSync } from "node:child_process";
-import { join } from "node:path";
-import { promisify } from "node:util";
 import { beforeAll, describe, expect, it } from "vitest";
 import { openEgress } from "#libs/egress.ts";
 import { EgressError, egressStatusError } from "#libs/egress-error.ts";
 import { proxyHttpError } from "../../services/gateway/http-errors.ts";
 import type { CanaryReport } from "../support/canaries.ts";
 import { type Action, type IntegrationVector, testVectors } from "../support/integration-vectors.ts";
-
-/** How this machine makes a network namespace: as root, else as root of a user namespace. */
-const unshare = [["--net"], ["--net", "--map-root-user"]].find((flags) => {
-  try {
-    execFileSync("unshare", [...flags, "ip", "link", "set", "lo", "up"], { stdio: "ignore" });
-    return true;
-  } catch {
-    return false;
-  }
-});
-const reason = unshare === undefined ? " (skipped: this machine lets nobody make a network namespace)" : "";
+import { inNamespace, isWithoutNamespaces, namespaceReason } from "../support/namespace.ts";
 
 /** A name that leads to these addresses is refused as the vector says. */
 async function refusedFor(addresses: readonly string[], { code, http }: IntegrationVector): Promise<void> {
@@ -38,13 +25,10 @@ async function refusedFor(addresses: readonly string[], { code, http }: Integrat
   expect([error.sent, told.code, proxyHttpError(told).status]).toEqual([false, code, http]);
 }
 
-describe.skipIf(unshare === undefined)(`in a namespace of canaries${reason}`, () => {
+describe.skipIf(isWithoutNamespaces)(`in a namespace of canaries${namespaceReason}`, () => {
   let report: CanaryReport;
   beforeAll(async () => {
-    const program = [process.execPath, join(import.meta.dirname, "../support/canaries.ts")];
-    const options = { timeout: 100_000, maxBuffer: 1 << 24 };
-    const { stdout } = await promisify(execFile)("unshare", [...(unshare ?? []), ...program], options);
-    report = JSON.parse(stdout) as CanaryReport;
+    report = await inNamespace("canaries.ts");
   }, 120_000);
 
   it("no vector that the rules and the sender see reaches a canary", () => {
