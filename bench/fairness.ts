@@ -1,5 +1,6 @@
 // What one project's calls cost another: the limited project sends ten times what it may, and the other's slowest calls must
-// take twice as long at most. Both ways are measured in turn, in short segments, because the machine drifts.
+// take twice as long at most. Both ways are measured in turn, in short segments, because the machine drifts; what counts is the
+// median of the pairs' ratios.
 import { setTimeout as sleep } from "node:timers/promises";
 import { StatusError } from "#libs/errors.ts";
 import { at } from "./quantiles.ts";
@@ -17,15 +18,15 @@ export interface Fairness {
   readonly letIn: number;
   readonly aloneP99Ms: number;
   readonly besideP99Ms: number;
-  readonly ratio: number;
+  /** Of the pairs: the lower quartile, the median and the upper quartile. */
+  readonly ratios: readonly [number, number, number];
 }
 
 /** So many pairs of segments. */
 export async function measureFairness(stand: SoakStand, limit: number, pairs: number): Promise<Fairness> {
-  const [alone, beside]: [number[], number[]] = [[], []];
+  const pairsMs: { readonly alone: number[]; readonly beside: number[] }[] = [];
   const count = { refused: 0, letIn: 0 };
-  const calm = () => pace(moderatePerSecond, async () => void alone.push(await timed(stand, stand.first)));
-  const disturbed = () => pace(moderatePerSecond, async () => void beside.push(await timed(stand, stand.first)));
+  const call = (into: number[]) => pace(moderatePerSecond, async () => void into.push(await timed(stand, stand.first)));
   const flood = () =>
     pace(limit * 10, async () => {
       const result = await send(stand, stand.limited);
@@ -34,16 +35,23 @@ export async function measureFairness(stand: SoakStand, limit: number, pairs: nu
       else throw new Error(`a call of the limited project ended in ${result}`);
     });
   // Compiled and connected.
-  await Promise.all([flood(), pace(moderatePerSecond, async () => void (await timed(stand, stand.first)))]);
+  await Promise.all([flood(), call([])]);
   count.refused = 0;
   count.letIn = 0;
   for (let pair = 0; pair < pairs; pair += 1) {
-    await calm();
-    await Promise.all([disturbed(), flood()]);
+    const [alone, beside]: [number[], number[]] = [[], []];
+    await call(alone);
+    await Promise.all([call(beside), flood()]);
+    pairsMs.push({ alone, beside });
   }
-  const [aloneP99Ms, besideP99Ms] = [at(alone, 0.99), at(beside, 0.99)];
-  const ratio = Number((besideP99Ms / aloneP99Ms).toFixed(2));
-  return { limit, offeredPerSecond: limit * 10, ...count, aloneP99Ms, besideP99Ms, ratio };
+  const p99Of = (which: "alone" | "beside") => pairsMs.map((pair) => at(pair[which], 0.99));
+  const [alone, beside] = [p99Of("alone"), p99Of("beside")];
+  const ratios = beside.map((ms, pair) => ms / (alone[pair] ?? ms));
+  return {
+    ...{ limit, offeredPerSecond: limit * 10, ...count },
+    ...{ aloneP99Ms: at(alone, 0.5), besideP99Ms: at(beside, 0.5) },
+    ratios: [at(ratios, 0.25), at(ratios, 0.5), at(ratios, 0.75)],
+  };
 }
 
 /** Starts so many calls in each second of one segment, evenly, and waits for them. */
@@ -51,7 +59,12 @@ async function pace(perSecond: number, call: () => Promise<void>): Promise<void>
   const calls: Promise<void>[] = [];
   for (const startMs = performance.now(); performance.now() < startMs + segmentMs; await sleep(2)) {
     const due = Math.floor(((performance.now() - startMs) / 1000) * perSecond);
-    while (calls.length < due) calls.push(call());
+    while (calls.length < due) {
+      const made = call();
+      // Told below, when all have ended.
+      made.catch(() => undefined);
+      calls.push(made);
+    }
   }
   await Promise.all(calls);
 }
