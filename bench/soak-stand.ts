@@ -1,4 +1,4 @@
-// What the soak runs on: the whole stack, with a proxy whose limits let the load through and which is measured, an upstream of
+// What the soak and the bench of fairness run on: the whole stack, with a proxy whose limits let the load through and which is measured, an upstream of
 // the soak's own, accounts connected by OAuth, and a vault that can be ended and started again.
 import { once } from "node:events";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
@@ -34,8 +34,11 @@ export interface Tenant {
 const environment = Environment.DEVELOPMENT;
 const within = (ms: number) => ({ deadlineMs: Date.now() + ms });
 
+// More than is ever sent.
+const unlimited = 1_000_000;
+
 /** Starts it. `limitedTo` is what the second project may send in each second. */
-export async function openSoakStand({ limitedTo }: { readonly limitedTo: number }) {
+export async function openSoakStand({ limitedTo = unlimited }: { readonly limitedTo?: number } = {}) {
   const directory = await mkdtemp(join(tmpdir(), "deputy-bench-"));
   // Postgres runs under another user when started by root, and must get through.
   await chmod(directory, 0o711);
@@ -133,7 +136,7 @@ export async function openSoakStand({ limitedTo }: { readonly limitedTo: number 
         ...settings.proxy,
         DEPUTY_EGRESS_TEST_ALLOW: `${new URL(connection.sandbox.api_url).host},${upstream.host}`,
         DEPUTY_LIMIT_WINDOW: "1s",
-        DEPUTY_LIMIT_PROJECT_REQUESTS: "1000000",
+        DEPUTY_LIMIT_PROJECT_REQUESTS: String(unlimited),
         DEPUTY_LIMIT_OF_PROJECTS: `${limited.projectId}=${limitedTo}`,
         DEPUTY_LIMIT_PROJECT_IN_FLIGHT: "1000",
         DEPUTY_LIMIT_ACCOUNT_IN_FLIGHT: "1000",
