@@ -176,17 +176,21 @@ export function getApp(catalog: Catalog, slug: string): CatalogApp {
   return found;
 }
 
-/** What is wrong with values for an app's custom fields. Names fields, repeats no value. */
+/**
+ * What is wrong with values for an app's custom fields, which stand at `path` in the request. Repeats no value, and no name
+ * that the app does not know: somebody may have put the key there.
+ */
 export function fieldFaults(
   fields: readonly CustomField[],
   values: Readonly<Record<string, string>>,
+  path: string,
 ): readonly FieldViolation[] {
-  const unknown = Object.keys(values).filter((key) => !fields.some((field) => field.name === key));
+  const isUnknown = Object.keys(values).some((key) => !fields.some((field) => field.name === key));
   return [
-    ...unknown.map((field) => ({ field, description: "is not a field of this app" })),
+    ...(isUnknown ? [{ field: path, description: "has a name that is not a field of this app" }] : []),
     ...fields.flatMap((field) => {
       const description = valueFault(field, values[field.name] ?? field.default);
-      return description === undefined ? [] : [{ field: field.name, description }];
+      return description === undefined ? [] : [{ field: `${path}.${field.name}`, description }];
     }),
   ];
 }

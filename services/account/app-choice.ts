@@ -62,11 +62,7 @@ export function completeFields(
   fields: CatalogApp["custom_fields"],
   values: Readonly<Record<string, string>>,
 ): Readonly<Record<string, string>> {
-  const violations = fieldFaults(fields, values).map(({ field, description }) =>
-    fields.some(({ name }) => name === field)
-      ? { field: `fields.${field}`, description }
-      : { field: "fields", description: "has a name that is not a field of this app" },
-  );
+  const violations = fieldFaults(fields, values, "fields");
   if (violations.length > 0) throw invalidFields(violations);
   const complete = fields.map(({ name, default: value }) => [name, values[name] || value] as const);
   return Object.fromEntries(complete.filter(([, value]) => value !== ""));

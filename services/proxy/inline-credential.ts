@@ -20,12 +20,10 @@ export function inlineUse(
   const isOauth = app.auth === "oauth2";
   const { access_token: accessToken = "", ...others } = fields;
   const custom = isOauth ? others : fields;
-  const faults = fieldFaults(app.custom_fields, custom);
-  const missing = isOauth && accessToken === "" ? [{ field: "access_token", description: "is required" }] : [];
-  const violations = [...missing, ...faults].map(({ field, description }) => ({
-    field: `inline_credential.fields.${field}`,
-    description,
-  }));
+  const path = "inline_credential.fields";
+  const isMissing = isOauth && accessToken === "";
+  const missing = isMissing ? [{ field: `${path}.access_token`, description: "is required" }] : [];
+  const violations = [...missing, ...fieldFaults(app.custom_fields, custom, path)];
   if (violations.length > 0) throw invalidFields(violations);
   const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));
   const values = { fields: { ...defaults, ...custom }, ...(isOauth && { accessToken }) };

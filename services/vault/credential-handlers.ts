@@ -103,8 +103,8 @@ function materialOfRequest(
   if (material === undefined) throw invalidField("material", "is required");
   if (material.$case === "fields") {
     if (isOauthApp(app)) throw invalidField("fields", "this app connects by OAuth: give a grant");
-    const [fault] = fieldFaults(app.custom_fields, material.value.values);
-    if (fault !== undefined) throw invalidField(`fields.values.${fault.field}`, fault.description);
+    const [fault] = fieldFaults(app.custom_fields, material.value.values, "fields.values");
+    if (fault !== undefined) throw invalidField(fault.field, fault.description);
     const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));
     return { material: { fields: { ...defaults, ...material.value.values } }, facts: { scopes: [] } };
   }

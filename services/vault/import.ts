@@ -100,8 +100,8 @@ function judge(
 ): { material: CredentialMaterial; facts: GrantFacts } {
   const app = catalog.get(record.app_slug);
   if (app === undefined) throw invalidField("app_slug", "is not in this vault's catalog");
-  const [fault] = fieldFaults(app.custom_fields, record.fields);
-  if (fault !== undefined) throw invalidField(`fields.${fault.field}`, fault.description);
+  const [fault] = fieldFaults(app.custom_fields, record.fields, "fields");
+  if (fault !== undefined) throw invalidField(fault.field, fault.description);
   const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));
   const fields = { ...defaults, ...record.fields };
   const { access_token: accessToken, refresh_token: refreshToken, expire_time: expireTime } = record;

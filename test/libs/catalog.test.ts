@@ -90,15 +90,15 @@ describe("values for custom fields", () => {
     ["that matches in part is refused", { pattern: "[a-z]+" }, { a: "xyz/../s3cret" }, "has not the form"],
     ["that matches one choice in part is refused", { pattern: "a|b" }, { a: "ax" }, "has not the form"],
   ])("%s", (_name, more, values, fault) => {
-    const faults = fieldFaults([field(more)], values);
-    expect(faults.map((found) => found.field)).toEqual(fault === undefined ? [] : ["a"]);
+    const faults = fieldFaults([field(more)], values, "fields");
+    expect(faults.map((found) => found.field)).toEqual(fault === undefined ? [] : ["fields.a"]);
     if (fault !== undefined) expect(faults[0]?.description).toContain(fault);
     expect(JSON.stringify(faults)).not.toContain("s3cret");
   });
 
-  test("that the app does not know are refused", () => {
-    expect(fieldFaults([field({})], { a: "x", b: "y" })).toEqual([
-      { field: "b", description: "is not a field of this app" },
+  test("that the app does not know are refused, and their names not repeated", () => {
+    expect(fieldFaults([field({})], { a: "x", s3cret: "y" }, "fields")).toEqual([
+      { field: "fields", description: "has a name that is not a field of this app" },
     ]);
   });
 });

@@ -23,10 +23,10 @@ test("takes the access token of an app with OAuth", () => {
 
 test.each([
   ["sandbox", {}, "inline_credential.fields.access_token: is required"],
-  ["sandbox", { access_token: key, refresh_token: key }, "inline_credential.fields.refresh_token: is not a field"],
+  ["sandbox", { access_token: key, refresh_token: key }, "inline_credential.fields: has a name that"],
   ["sandbox_header_key", {}, "inline_credential.fields.api_key: is required"],
   ["sandbox_header_key", { api_key: "no" }, "inline_credential.fields.api_key: has not the form"],
-  ["sandbox_header_key", { api_key: key, access_token: key }, "inline_credential.fields.access_token: is not a field"],
+  ["sandbox_header_key", { api_key: key, access_token: key }, "inline_credential.fields: has a name that"],
 ])("refuses what is wrong for %s, naming the field and no value: %j", (appSlug, fields, message) => {
   let error: unknown;
   try {

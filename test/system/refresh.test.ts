@@ -40,7 +40,8 @@ test("asks the provider once for each account when 200 callers of two vaults nee
   expect((await ofSandbox("/stats")).familiesRevokedByReuse).toBe(0);
   for (const vault of [stack.children.vault, second.vault]) {
     const leases = readFileSync(vault.logFile, "utf8").match(/"method":"LeaseInjection"/g);
-    expect(leases?.length, "both vaults took part").toBeGreaterThan(50);
+    // Each proxy asks once for each account, whoever wants it.
+    expect(leases?.length, "both vaults took part").toBeGreaterThanOrEqual(users.length);
   }
 });
 

@@ -17,6 +17,8 @@ const actionsOf = async (accountId: string) => (await entriesOf(accountId)).map(
 test("has an entry for each thing that is done to a credential, with who did it", async () => {
   const accountId = await vault.connectAccount();
   await vault.lease(accountId);
+  // Leases are written a moment later, many at a time.
+  await until(async () => (await actionsOf(accountId)).length === 2);
   await asAccount.refreshCredential({ ...named, accountId, generation: 0n }, { ...soon(), requestId: "request-00001" });
   // The proxy that watches is given the new lease unasked.
   await until(async () => (await actionsOf(accountId)).length === 4);

@@ -136,7 +136,7 @@ test("answers each record that it refuses, in order, naming the field and never 
     [await encrypted({ ...oauth, app_slug: "sandbox_header_key" }), /^fields\.api_key: |^access_token: /],
     [
       await encrypted({ account_id: "apn_bad", app_slug: "sandbox_header_key", fields: { api_key: secret, x: "y" } }),
-      /^fields\.x: /,
+      /^fields: has a name/,
     ],
     [`{"credentials": "${secret}`, /^record: is not JSON$/],
     ["[]", /^record: is not a JSON object$/],
