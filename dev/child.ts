@@ -45,7 +45,8 @@ export function startChild({ name, file, settings, logDirectory, cacheDirectory 
     env: {
       PATH: process.env.PATH ?? "",
       HOME: process.env.HOME ?? "",
-      NODE_COMPILE_CACHE: cacheDirectory,
+      // A test run has one for all of its processes.
+      NODE_COMPILE_CACHE: process.env.NODE_COMPILE_CACHE ?? cacheDirectory,
       ...settings,
     },
     stdio: ["pipe", log, log],

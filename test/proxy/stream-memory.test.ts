@@ -18,7 +18,7 @@ afterAll(async () => {
 });
 
 const megabyte = 1024 * 1024;
-const totalBytes = 256 * megabyte;
+const totalBytes = 128 * megabyte;
 const block = Buffer.alloc(65_536, 1);
 
 async function* request(method: string, bytes: number): AsyncGenerator<ForwardStreamRequest> {
@@ -42,7 +42,7 @@ async function through(method: string, bytes: number): Promise<{ answeredBytes: 
 
 // Where memory is told by /proc. The first stream makes the process's pools and compiled code, which are not its content.
 it.skipIf(process.platform !== "linux")(
-  "an answer and a body of 256 MiB take less than 64 MiB",
+  "an answer and a body of 128 MiB take less than 64 MiB",
   async () => {
     fixture.upstream.answerWith((socket) => void pour(socket, 16 * megabyte));
     await through("GET", 0);

@@ -191,7 +191,8 @@ describe.each([AccountServiceDefinition, CredentialVaultDefinition] as const)(
 );
 
 function run(name: string, settings: Readonly<Record<string, string>>) {
-  const env = { PATH: process.env.PATH, ...settings };
+  const { PATH, NODE_COMPILE_CACHE } = process.env;
+  const env = { PATH, NODE_COMPILE_CACHE, ...settings };
   return spawnSync(process.execPath, [`services/${name}/main.ts`], {
     cwd: root,
     env,
