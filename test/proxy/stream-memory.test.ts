@@ -1,4 +1,4 @@
-// A quarter of a gigabyte through a true proxy process, each way, in memory that does not grow with it.
+// An eighth of a gigabyte through a true proxy process, each way, in memory that does not grow with it.
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { ForwardStreamRequest } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { type ProxyProcess, startProxyProcess } from "../support/proxy-process.ts";
