@@ -6,15 +6,15 @@ import tls from "node:tls";
 import * as grpc from "@grpc/grpc-js";
 import { ReflectionService } from "@grpc/reflection";
 import { HealthImplementation } from "grpc-health-check";
-import { admit, bindToToken, type CallersTable, checkCallersTable, type TokenIdentity } from "./callers.ts";
+import { logCall, statusOf } from "./call-outcome.ts";
+import { admit, bindToToken, type CallersTable, checkCallersTable } from "./callers.ts";
 import { type CallsAtWork, callsAtWork, within } from "./calls-at-work.ts";
 import { StatusError, statusCodes } from "./errors.ts";
 import { soundRequestId } from "./ids.ts";
 import type { Logger } from "./log.ts";
-import { type PeerService, peerServices } from "./peer-service.ts";
+import { peerServices } from "./peer-service.ts";
 import {
   type Call,
-  type CallOptions,
   type Handlers,
   type MethodDefinition,
   type MethodName,
@@ -23,6 +23,7 @@ import {
   serialize,
   type TlsIdentity,
 } from "./rpc.ts";
+import { type Authenticate, identify } from "./rpc-identity.ts";
 import { reveal } from "./secret.ts";
 import { detailsTrailer, encodeDetails } from "./status-details.ts";
 import { fileDescriptors, validationOf } from "./validation.ts";
@@ -44,15 +45,6 @@ const maxCallMs = 3_600_000;
 
 // How long answers that are made get to leave, when nothing else is left but health watches and readers who have stopped.
 const flushMs = 2000;
-
-/**
- * Verifies a bearer token, or throws UNAUTHENTICATED. Gives what the token says, and the token to pass on to other services:
- * the same one, or an access token that a connect token was exchanged for.
- */
-export type Authenticate = (
-  bearer: string,
-  along: CallOptions,
-) => Promise<{ readonly identity: TokenIdentity; readonly token: string }>;
 
 /** What a server is made of. */
 export interface ServerOptions<D extends ServiceDefinition> {
@@ -215,6 +207,7 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
       requestId: soundRequestId(stream.metadata.get("x-request-id")[0]),
     };
     let caller: Call["caller"] = {};
+    const facts = () => ({ requestId: along.requestId, method: method.name, caller, startMs });
     try {
       const call = await identify(stream, peerService, options.authenticate, along);
       caller = call.caller;
@@ -223,7 +216,7 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
       const response = await serve(stream, call);
       if (callback === undefined) stream.end();
       else callback(null, response);
-      logCall(undefined);
+      logCall(log, { ...facts(), status: undefined });
     } catch (error) {
       const status = statusOf(error, along);
       const metadata = new grpc.Metadata();
@@ -232,52 +225,9 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
       const answer = { code: statusCodes[status.code], details: status.message.toWellFormed(), metadata };
       if (callback === undefined) stream.emit("error", answer);
       else callback(answer);
-      logCall(status, status === error ? status.cause : error);
-    }
-
-    function logCall(status: StatusError | undefined, cause?: unknown): void {
-      const { service, token } = caller;
-      const line = {
-        requestId: along.requestId,
-        method: method.name,
-        // Not "code": by that name an OAuth authorization code travels, so the logger redacts it.
-        status: status?.code ?? "OK",
-        reason: status?.reason,
-        caller: service,
-        subject: token?.subject,
-        projectId: token?.projectId,
-        durationMs: Math.round((performance.now() - startMs) * 10) / 10,
-        err: cause,
-      };
-      if (status?.code === "INTERNAL" || status?.code === "DATA_LOSS") log.error(line, "call");
-      else if (status?.code === "UNAVAILABLE") log.warn(line, "call");
-      else log.info(line, "call");
+      logCall(log, { ...facts(), status, cause: status === error ? status.cause : error });
     }
   }
-}
-
-async function identify(
-  stream: ServerCall,
-  peerService: PeerService,
-  authenticate: Authenticate,
-  along: Pick<Call, "deadlineMs" | "signal" | "requestId">,
-): Promise<Call> {
-  const service = peerService(stream);
-  const ofService = service === undefined ? {} : { service };
-  const bearer = bearerOf(stream.metadata);
-  if (bearer === undefined) return { ...along, caller: ofService };
-  const { identity, token } = await authenticate(bearer, along);
-  return { ...along, caller: { ...ofService, token: identity }, token };
-}
-
-function bearerOf(metadata: grpc.Metadata): string | undefined {
-  const [authorization] = metadata.get("authorization");
-  if (authorization === undefined) return undefined;
-  const token = /^Bearer ([\x21-\x7e]{1,8192})$/i.exec(String(authorization))?.[1];
-  if (token === undefined) {
-    throw new StatusError("UNAUTHENTICATED", "TOKEN_INVALID", "The authorization metadata is not `Bearer <token>`.");
-  }
-  return token;
 }
 
 function deadlineOf(stream: ServerCall): number {
@@ -292,16 +242,6 @@ function checkDeadline(deadlineMs: number): void {
   if (deadlineMs - Date.now() > maxCallMs) {
     throw new StatusError("INVALID_ARGUMENT", "DEADLINE_TOO_FAR", "A call may take an hour at most.");
   }
-}
-
-/** What the caller is told: expected outcomes as they are, anything else as INTERNAL without its text. */
-function statusOf(error: unknown, { signal, deadlineMs }: Pick<Call, "signal" | "deadlineMs">): StatusError {
-  if (error instanceof StatusError) return error;
-  if (Date.now() >= deadlineMs)
-    return new StatusError("DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED", "The deadline has passed.");
-  if (signal.reason instanceof StatusError) return signal.reason;
-  if (signal.aborted) return new StatusError("CANCELLED", "CANCELLED", "The caller has left.");
-  return new StatusError("INTERNAL", "INTERNAL", "Internal error.");
 }
 
 async function* receive(stream: ServerCall, accept: (item: Received) => unknown): AsyncGenerator<unknown> {

@@ -2,7 +2,7 @@
 // was used still speaks for its user until its end; see connect-tokens.ts.
 import { accessTokenVerifier } from "#libs/access-tokens.ts";
 import type { TokenIdentity } from "#libs/callers.ts";
-import type { Authenticate } from "#libs/rpc-server.ts";
+import type { Authenticate } from "#libs/rpc-identity.ts";
 import { findConnectToken, invalidConnectToken } from "./connect-tokens.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
 import type { TokenKeys } from "./token-keys.ts";

@@ -5,7 +5,7 @@
 import { accessTokenVerifier } from "#libs/access-tokens.ts";
 import { digest } from "#libs/ids.ts";
 import type { CallOptions, Client } from "#libs/rpc.ts";
-import type { Authenticate } from "#libs/rpc-server.ts";
+import type { Authenticate } from "#libs/rpc-identity.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 
 /** What is asked of the account service. */

@@ -1,7 +1,7 @@
 // Verifies the tokens that proxies pass on, by itself: with the account service's published keys and nobody's word.
 import { accessTokenVerifier } from "#libs/access-tokens.ts";
 import type { Client } from "#libs/rpc.ts";
-import type { Authenticate } from "#libs/rpc-server.ts";
+import type { Authenticate } from "#libs/rpc-identity.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 
 // Fetching keys is not part of one caller's call: many may wait for the same keys.

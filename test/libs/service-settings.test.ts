@@ -49,9 +49,9 @@ test("names the egress proxy only when it is set, and takes its credentials from
   const file = join(directory, "credentials");
   try {
     await writeFile(file, "deputy:pass:word\n");
-    const url = { DEPUTY_EGRESS_PROXY_URL: "https://proxy.internal:3128" };
+    const url = { DEPUTY_EGRESS_PROXY_URL: "https://egress.acme.com:3128" };
     expect(options({}).proxy).toBeUndefined();
-    expect(options(url).proxy).toEqual({ url: new URL("https://proxy.internal:3128") });
+    expect(options(url).proxy).toEqual({ url: new URL("https://egress.acme.com:3128") });
     const { proxy } = options({ ...url, DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE: file });
     expect(proxy?.credentials?.reveal()).toBe("deputy:pass:word");
     expect(() => options({ DEPUTY_EGRESS_PROXY_CREDENTIALS_FILE: file })).toThrow("is for DEPUTY_EGRESS_PROXY_URL");

@@ -6,7 +6,8 @@ import type { Admission, CallersTable } from "#libs/callers.ts";
 import { StatusError, unimplemented } from "#libs/errors.ts";
 import { createLogger } from "#libs/log.ts";
 import type { Handlers, MethodName, ServiceDefinition } from "#libs/rpc.ts";
-import { type Authenticate, type RunningServer, startServer } from "#libs/rpc-server.ts";
+import type { Authenticate } from "#libs/rpc-identity.ts";
+import { type RunningServer, startServer } from "#libs/rpc-server.ts";
 import { testTls } from "./tls.ts";
 
 const keyPair: Promise<GenerateKeyPairResult> = generateKeyPair("EdDSA");
