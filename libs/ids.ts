@@ -5,7 +5,21 @@ import { createHash, randomBytes, randomUUID } from "node:crypto";
 const alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /** The kinds of things that have ids. */
-export type IdPrefix = "proj" | "cli" | "exu" | "apn" | "oa" | "con" | "cct" | "rev" | "int" | "prx" | "wat";
+export type IdPrefix =
+  | "proj"
+  | "cli"
+  | "exu"
+  | "apn"
+  | "oa"
+  | "con"
+  | "cct"
+  | "rev"
+  | "int"
+  | "prx"
+  | "wat"
+  | "aud"
+  | "evt"
+  | "whk";
 
 /** Makes an id like `apn_4fK0...`. */
 export function newId(prefix: IdPrefix): string {

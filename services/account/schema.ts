@@ -1,6 +1,6 @@
 // The rows of the account database as TypeScript sees them; migrations/account makes the tables. They stand in one file
 // because Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
-import type { Kysely } from "kysely";
+import type { JSONColumnType, Kysely } from "kysely";
 
 /** The account database, or a transaction in it. */
 export type AccountDatabase = Kysely<Tables>;
@@ -14,6 +14,8 @@ export interface Tables {
   connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
   accounts: AccountRow;
+  auditEntries: AuditEntryRow;
+  events: EventRow;
 }
 
 /** The two worlds of a project, as the contract numbers them. */
@@ -115,4 +117,31 @@ export interface AccountRow {
   createTime: Date;
   updateTime: Date;
   revokeTime: Date | null;
+}
+
+/** What is told of a resource. */
+type Told = Readonly<Record<string, unknown>>;
+
+export interface AuditEntryRow {
+  projectId: string;
+  id: string;
+  createTime: Date;
+  actor: string;
+  /** The RPC's name. */
+  action: string;
+  resourceId: string;
+  requestId: string;
+  before: JSONColumnType<Told, string | null, string | null> | null;
+  after: JSONColumnType<Told, string | null, string | null> | null;
+}
+
+export interface EventRow {
+  projectId: string;
+  id: string;
+  environment: EnvironmentNumber;
+  type: string;
+  externalUserId: string;
+  accountId: string;
+  createTime: Date;
+  data: JSONColumnType<Told>;
 }

@@ -159,10 +159,15 @@ test.each(upstreamEchoes)("an upstream, the identity page and the revocation end
 
 test("a vault is killed between the spool and the commit, and the next one goes on", async () => {
   const accountId = await connect("spool");
+  // On a slow machine any other account's refresh could be the one that is spooled: none is due or may begin, and what is
+  // under way in the vault that is about to stop changes nothing of that.
+  await db.query(
+    `update credentials set next_refresh_time = null, intent_id = null, intent_by = null, intent_time = null,
+    retry_time = now() + interval '1 hour' where account_id <> $1`,
+    [accountId],
+  );
   await canaries.restart("vault", { DEPUTY_TEST_CRASH_POINT: "spooled" });
   const { process: killed } = canaries.running.vault;
-  // On a busy machine any other account's refresh could be the one that is spooled.
-  await db.query("update credentials set next_refresh_time = null where account_id <> $1", [accountId]);
   await endToken(accountId);
   const holder = await openStackDatabase(stack, "deputy_vault");
   const intended = `select from credentials where account_id = '${accountId}' and intent_id is not null`;

@@ -1,0 +1,44 @@
+// The table of management actions: who changed what. An entry is written in the transaction of the change that it tells, so
+// that neither is there without the other; the service may add entries and read them, and nothing else. No secret stands in
+// one: `before` and `after` are what callers may see of the resource.
+import { newId } from "#libs/ids.ts";
+import type { Call } from "#libs/rpc.ts";
+import type { AccountDatabase } from "./schema.ts";
+
+/** What is told of a resource, without secrets; times as `Date`. */
+export type Told = Readonly<Record<string, unknown>>;
+
+/** One action, as the RPC's name, on one resource. */
+export interface NewAuditEntry {
+  readonly projectId: string;
+  readonly action: string;
+  readonly resourceId: string;
+  /** Absent for what was not there before. */
+  readonly before?: Told;
+  /** Absent for what is not there any more. */
+  readonly after?: Told;
+}
+
+/** Writes entries; call it in the transaction of the change. */
+export async function insertAuditEntries(
+  db: AccountDatabase,
+  call: Pick<Call, "caller" | "requestId">,
+  time: Date,
+  ...entries: readonly NewAuditEntry[]
+): Promise<void> {
+  if (entries.length === 0) return;
+  const [actor, { requestId }] = [actorOf(call), call];
+  const rows = entries.map(({ before, after, ...entry }) => ({
+    ...{ ...entry, id: newId("aud"), createTime: time, actor, requestId },
+    before: before === undefined ? null : JSON.stringify(before),
+    after: after === undefined ? null : JSON.stringify(after),
+  }));
+  await db.insertInto("auditEntries").values(rows).execute();
+}
+
+/** Who made a call: `member:<id>`, `user:<external user id>`, an API client's id, or `service:<name>`. */
+export function actorOf({ caller: { service, token } }: Pick<Call, "caller">): string {
+  if (token?.actor !== undefined) return `member:${token.actor.memberId}`;
+  if (token?.externalUserId !== undefined) return `user:${token.externalUserId}`;
+  return token?.subject ?? `service:${service ?? ""}`;
+}
