@@ -113,7 +113,7 @@ export async function hasOauthClient(
 /** Stores a client, or changes it: its secrets are replaced, or with `keepSecrets` stay behind the new ones. */
 export async function putOauthClient(
   { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },
-  client: OauthClientKey & OauthClient & { readonly appSlug: string; readonly keepSecrets: boolean },
+  client: OauthClientKey & OauthClient & { readonly appSlug: string; readonly keepSecrets?: boolean },
   actor: Actor,
 ): Promise<void> {
   const { projectId, oauthAppId, appSlug, clientId } = client;
