@@ -1,9 +1,14 @@
 // App overrides: what an administrator fills in stays out of the user's hands, and a secret stays out of the administrator's.
 import { expect, test } from "vitest";
+import { loadCatalog } from "#libs/catalog.ts";
 import type { CreateAppOverrideRequest, UpdateAppOverrideRequest } from "#proto/deputy/account/v1/apps.ts";
 import { binding, call, development, newConnectToken, newOauthApp, newProject, startAccount } from "./harness.ts";
 
-const account = await startAccount();
+const sandbox = loadCatalog("catalog", { production: false }).get("sandbox");
+if (sandbox === undefined) throw new Error("the catalog has changed");
+const field = (name: string) => ({ name, label: name, description: "", default: "", optional: false, secret: false });
+const tenantOauth = { ...sandbox, slug: "tenant_oauth", custom_fields: [field("tenant"), field("region")] };
+const account = await startAccount(undefined, [tenantOauth]);
 const { api, vault, db } = account;
 const acme = await newProject(account);
 const other = await newProject(account);
@@ -210,4 +215,21 @@ test("chooses the OAuth app of a connection", async () => {
   await expect(start({}, { oauthAppId: newestOauthAppId })).rejects.toMatchObject(conflict);
   const { id: ofAnotherApp } = await create();
   await expect(start({ appOverrideId: ofAnotherApp })).rejects.toMatchObject(notFound);
+});
+
+test("puts its values over the user's in StartConnection, and asks for the rest", async () => {
+  const client = { appSlug: "tenant_oauth", clientId: "c", clientSecret: "s" };
+  const { oauthApp } = await api.createOauthApp(client, call(acme.token));
+  const override = { appSlug: "tenant_oauth", oauthAppId: oauthApp?.id ?? "", fields: { tenant: "acme-eu" } };
+  const { id: appOverrideId } = await create(override);
+  const start = async (fields: Record<string, string>) => {
+    const request = { appSlug: "tenant_oauth", browserBinding: binding, appOverrideId, fields };
+    return api.startConnection(request, call(await newConnectToken(account, acme.token)));
+  };
+  await start({ tenant: "the-users-own", region: "eu" });
+  expect(lastOf("startAuthorization")).toMatchObject({
+    oauthAppId: oauthApp?.id,
+    fields: { tenant: "acme-eu", region: "eu" },
+  });
+  await expect(start({})).rejects.toMatchObject({ violations: [{ field: "fields.region" }] });
 });
