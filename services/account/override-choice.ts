@@ -1,7 +1,6 @@
-// What an app override may hold, and what it does to a connection: its values come before those that the user gave, so that
-// nobody can connect around them, and its OAuth app is the one to connect with.
-import type { CatalogApp } from "#libs/catalog.ts";
-import { fieldFaults } from "#libs/catalog.ts";
+// What an app override may hold, and what it does to a connection: its values come before those that the user gave, and its
+// OAuth app is the one to connect with. It is a convenience, no border: a user who makes the request may name no override.
+import { type CatalogApp, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, invalidFields, notFound } from "#libs/errors.ts";
 import { getAppOverride } from "./app-overrides.ts";
 import type { AccountDatabase } from "./schema.ts";
