@@ -67,7 +67,7 @@ export async function vaultFixture(given?: TestDatabase) {
   const ends: (() => unknown)[] = [];
   afterAll(async () => {
     for (const end of ends.splice(0).reverse()) {
-      const late = setTimeout(() => console.error(`this end of the fixture takes long: ${end}`), 10_000);
+      const late = setTimeout(() => process.stderr.write(`this end of the fixture takes long: ${end}\n`), 10_000);
       await end();
       clearTimeout(late);
     }
