@@ -8,6 +8,8 @@ import { completeConnectionHandler } from "./complete-connection.ts";
 import { connectHandlers } from "./connect-handlers.ts";
 import { createAccountHandler } from "./create-account.ts";
 import type { Vault } from "./handler-group.ts";
+import { ownAppHandlers } from "./own-app-handlers.ts";
+import { catalogsOver } from "./own-apps.ts";
 import { projectHandlers } from "./project-handlers.ts";
 import { revocationHandlers } from "./revoke-accounts.ts";
 import type { AccountDatabase } from "./schema.ts";
@@ -31,15 +33,18 @@ export function accountService(
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
+  const catalogOf = catalogsOver(db, catalog);
+  const revocations = revocationHandlers({ db, vault }, now);
   return {
     ...unbuiltHandlers,
     ...projectHandlers({ db, tokenKeys }, now),
-    ...appHandlers({ db, vault, catalog, redirectUri }, now),
-    ...connectHandlers({ db, catalog, gatewayUrl }, now),
-    ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
+    ...appHandlers({ db, vault, catalog, catalogOf, redirectUri }, now),
+    ...ownAppHandlers({ db, vault, catalog, catalogOf, ...revocations }, now),
+    ...connectHandlers({ db, catalogOf, gatewayUrl }, now),
+    ...startConnectionHandler({ db, vault, catalogOf, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
-    ...createAccountHandler({ db, vault, catalog }, now),
+    ...createAccountHandler({ db, vault, catalogOf }, now),
     ...accountHandlers({ db }),
-    ...revocationHandlers({ db, vault }, now),
+    ...revocations,
   };
 }

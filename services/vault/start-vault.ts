@@ -81,7 +81,7 @@ export async function startVault(options: VaultOptions) {
     definition: CredentialVaultDefinition,
     handlers: vaultService(
       { db, secrets, catalog, authorizer, refresher },
-      { sealState, rotation, importFormats: options.importFormats, signals, signingKey, audit, gate },
+      { sealState, rotation, importFormats: options.importFormats, signals, signingKey, audit, gate, exemptTargets },
     ),
     callers: vaultCallers,
     authenticate: authenticator(options.account, Date.now),
@@ -96,7 +96,10 @@ export async function startVault(options: VaultOptions) {
     : await startJobs({ db, secrets, catalog, providers, log }, database);
   const loop = without.includes("refreshes")
     ? undefined
-    : startRefreshLoop({ db, catalog, refresher, log, isOpen: gate.isOpen, pollMs: intervals.refreshMs });
+    : startRefreshLoop({
+        ...{ db, catalog, refresher, log, isOpen: gate.isOpen },
+        ...{ pollMs: intervals.refreshMs, ownAppsMs: 10 * intervals.refreshMs },
+      });
   return {
     port: server.internalPort,
     describe: () => ({ open: gate.isOpen(), signingKeyId: signingKey.keyId }),

@@ -18,7 +18,14 @@ export interface RecordedCall {
 
 type Answers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "startAuthorization" | "completeAuthorization" | "destroyCredentials" | "putOauthClient"
+  | "storeCredential"
+  | "startAuthorization"
+  | "completeAuthorization"
+  | "destroyCredentials"
+  | "putOauthClient"
+  | "destroyOauthClient"
+  | "putApp"
+  | "destroyApp"
 >;
 
 /** Starts it on a free port. */
@@ -56,6 +63,9 @@ export async function startRecordingVault() {
       }),
     }),
     putOauthClient: async () => ({}),
+    destroyOauthClient: async () => ({}),
+    putApp: async () => ({}),
+    destroyApp: async () => ({}),
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };
