@@ -13,6 +13,4 @@ export async function up(db: Kysely<unknown>): Promise<void> {
       update_time moment not null,
       primary key (project_id, slug)
     )`.execute(db);
-  // The OAuth apps for an app go with it.
-  await sql`grant delete on oauth_apps to deputy_account`.execute(db);
 }

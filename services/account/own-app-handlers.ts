@@ -8,6 +8,7 @@ import { invalidField, invalidFields, StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import { countUnrevoked } from "./accounts.ts";
 import { getNamedApp } from "./app-choice.ts";
+import { deleteAppOverridesOf } from "./app-overrides.ts";
 import { insertAuditEntries, type NewAuditEntry } from "./audit-entries.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { appMessage } from "./messages.ts";
@@ -106,6 +107,7 @@ export function ownAppHandlers(
         const count = await countAccounts(tx, projectId, slug);
         if (count > 0) throw inUse(count, "revoke them, or ask for that with revoke_accounts");
         const ids = await listOauthAppIds(tx, projectId, slug);
+        await deleteAppOverridesOf(tx, projectId, slug);
         await deleteOauthAppsOf(tx, projectId, slug);
         await deleteOwnApp(tx, projectId, slug);
         await note(tx, call, { projectId, action: "DeleteApp", resourceId: slug, ...told(before) });

@@ -12,6 +12,7 @@ export interface Tables {
   externalUsers: ExternalUserRow;
   oauthApps: OauthAppRow;
   ownApps: OwnAppRow;
+  appOverrides: AppOverrideRow;
   connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
   accounts: AccountRow;
@@ -68,6 +69,19 @@ export interface OwnAppRow {
   slug: string;
   /** As the project wrote it, YAML or JSON. */
   definition: string;
+  createTime: Date;
+  updateTime: Date;
+}
+
+export interface AppOverrideRow {
+  projectId: string;
+  id: string;
+  appSlug: string;
+  name: string;
+  /** Null: it chooses none. */
+  oauthAppId: string | null;
+  /** Values by name, none of a secret field. */
+  fields: JSONColumnType<Readonly<Record<string, string>>>;
   createTime: Date;
   updateTime: Date;
 }

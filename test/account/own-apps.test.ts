@@ -238,15 +238,19 @@ test("deletes no app in use, and says how many accounts use it, in both environm
   await create("in_use");
 });
 
-test("takes the OAuth apps along, and leaves everything when the vault fails", async () => {
+test("takes the OAuth apps and overrides along, and leaves everything when the vault fails", async () => {
   await create("with_client", oauth);
   const { oauthApp } = await api.createOauthApp({ appSlug: "with_client", clientId: "c" }, call(acme.token));
   const oauthAppId = oauthApp?.id ?? "";
+  const override = { appSlug: "with_client", name: "EU", oauthAppId };
+  const { appOverride } = await api.createAppOverride(override, call(acme.token));
   const remove = () => api.deleteApp({ appSlug: "with_client" }, call(acme.token));
   vault.failNext("destroyApp", new StatusError("UNAVAILABLE", "DOWN", "Down."));
   await expect(remove()).rejects.toMatchObject({ code: "UNAVAILABLE" });
   expect((await api.getOauthApp({ oauthAppId }, call(acme.token))).oauthApp).toEqual(oauthApp);
   await remove();
   await expect(api.getOauthApp({ oauthAppId }, call(acme.token))).rejects.toMatchObject({ code: "NOT_FOUND" });
+  const gone = api.getAppOverride({ appOverrideId: appOverride?.id ?? "" }, call(acme.token));
+  await expect(gone).rejects.toMatchObject({ code: "NOT_FOUND" });
   expect(vault.callsOf("destroyOauthClient").at(-1)?.request).toEqual({ projectId: acme.projectId, oauthAppId });
 });
