@@ -134,7 +134,7 @@ test("authorizes, refreshes for its reader and by the loop, and revokes at the p
   const states = () => db.selectFrom("revocations").select("state").where("accountId", "=", accountId).execute();
   await until(async () => (await states()).every(({ state }) => state === "DONE"));
   expect(await vault.callApi(renewed)).toBe(401);
-});
+}, 60_000);
 
 test("an app that has ended stores, leases and authorizes nothing, and its grants are still revoked", async () => {
   await put(like("sandbox", { slug: "ending" }));
