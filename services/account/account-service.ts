@@ -11,6 +11,8 @@ import { createAccountHandler } from "./create-account.ts";
 import { deleteOauthAppHandler } from "./delete-oauth-app.ts";
 import type { Vault } from "./handler-group.ts";
 import { oauthAppHandlers } from "./oauth-app-handlers.ts";
+import { ownAppHandlers } from "./own-app-handlers.ts";
+import { catalogsOver } from "./own-apps.ts";
 import { projectHandlers } from "./project-handlers.ts";
 import { revocationHandlers } from "./revoke-accounts.ts";
 import type { AccountDatabase } from "./schema.ts";
@@ -34,18 +36,20 @@ export function accountService(
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
+  const catalogOf = catalogsOver(db, catalog);
   const revocations = revocationHandlers({ db, vault }, now);
   return {
     ...unbuiltHandlers,
     ...projectHandlers({ db, tokenKeys }, now),
-    ...appHandlers({ catalog }),
-    ...oauthAppHandlers({ db, vault, catalog, redirectUri }, now),
+    ...appHandlers({ catalog, catalogOf }),
+    ...ownAppHandlers({ db, vault, catalog, catalogOf, ...revocations }, now),
+    ...oauthAppHandlers({ db, vault, catalogOf, redirectUri }, now),
     ...deleteOauthAppHandler({ db, vault, revokeAllAccounts: revocations.revokeAllAccounts }, now),
-    ...appOverrideHandlers({ db, catalog }, now),
-    ...connectHandlers({ db, catalog, gatewayUrl }, now),
-    ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
+    ...appOverrideHandlers({ db, catalogOf }, now),
+    ...connectHandlers({ db, catalogOf, gatewayUrl }, now),
+    ...startConnectionHandler({ db, vault, catalogOf, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
-    ...createAccountHandler({ db, vault, catalog }, now),
+    ...createAccountHandler({ db, vault, catalogOf }, now),
     ...accountHandlers({ db }),
     ...revocations,
   };

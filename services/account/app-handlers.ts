@@ -1,18 +1,32 @@
-// Apps of the catalog. Own apps of a project are not built: the catalog is all.
+// The apps that a caller may know of: those of the catalog, and the own ones of its project.
 import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField } from "#libs/errors.ts";
+import type { Call } from "#libs/rpc.ts";
 import { type App, AppOrder, type ListAppsRequest } from "#proto/deputy/account/v1/apps.ts";
 import { getNamedApp } from "./app-choice.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage } from "./messages.ts";
+import type { CatalogOf } from "./own-apps.ts";
 
-export function appHandlers({ catalog }: { catalog: Catalog }): HandlerGroup<"getApp" | "listApps"> {
+export function appHandlers({
+  catalog,
+  catalogOf,
+}: {
+  catalog: Catalog;
+  catalogOf: CatalogOf;
+}): HandlerGroup<"getApp" | "listApps"> {
+  /** A project's own apps are for those who hold a token of it, and for the operator. */
+  function catalogFor({ caller }: Call, projectId: string | undefined): Promise<Catalog> | Catalog {
+    const known = caller.token?.projectId ?? (caller.service === "operator" ? projectId : undefined);
+    return known === undefined ? catalog : catalogOf(known);
+  }
+
   return {
-    async getApp({ appSlug }) {
-      return { app: appMessage(getNamedApp(catalog, appSlug)) };
+    async getApp({ projectId, appSlug }, call) {
+      return { app: appMessage(getNamedApp(await catalogFor(call, projectId), appSlug)) };
     },
-    async listApps(request) {
-      return pageOfApps(catalog, request);
+    async listApps(request, call) {
+      return pageOfApps(await catalogFor(call, request.projectId), request);
     },
   };
 }
@@ -30,7 +44,7 @@ const orders: Readonly<Record<AppOrder, Compare>> = {
   [AppOrder.FEATURED_WEIGHT]: byWeight,
 };
 
-/** The catalog is fixed while the process runs, so the slug of a page's last app says where the next one begins. */
+/** The slug of a page's last app says where the next one begins; when that app is gone, the list begins anew. */
 function pageOfApps(
   catalog: Catalog,
   { query, categories, order, descending, pageSize, pageToken }: ListAppsRequest,

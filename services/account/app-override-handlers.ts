@@ -1,6 +1,5 @@
 // App overrides: an administrator fills in fields of an app that are not secret, and may choose the OAuth app; a user who
 // connects with the override is asked for the rest.
-import type { Catalog } from "#libs/catalog.ts";
 import { invalidField } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { UpdateAppOverrideRequest } from "#proto/deputy/account/v1/apps.ts";
@@ -19,6 +18,7 @@ import type { HandlerGroup } from "./handler-group.ts";
 import { appOverrideMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { checkOverrideFields } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
 import { getProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
@@ -26,19 +26,19 @@ import type { AccountDatabase } from "./schema.ts";
 type Methods = `${"create" | "get" | "update" | "delete"}AppOverride` | "listAppOverrides";
 
 export function appOverrideHandlers(
-  { db, catalog }: { db: AccountDatabase; catalog: Catalog },
+  { db, catalogOf }: { db: AccountDatabase; catalogOf: CatalogOf },
   now: () => number,
 ): HandlerGroup<Methods> {
   /** Refuses what an override of its app may not hold. */
   async function judge(tx: AccountDatabase, { projectId, appSlug, oauthAppId, fields }: AppOverride): Promise<void> {
-    checkOverrideFields(getNamedApp(catalog, appSlug), fields);
+    checkOverrideFields(getNamedApp(await catalogOf(projectId), appSlug), fields);
     if (oauthAppId !== null) await chooseOauthApp(tx, projectId, appSlug, oauthAppId);
   }
 
   return {
     async createAppOverride(request, call) {
       const { projectId, name, fields } = request;
-      const { slug: appSlug } = getNamedApp(catalog, request.appSlug);
+      const { slug: appSlug } = getNamedApp(await catalogOf(projectId), request.appSlug);
       await getProject(db, projectId);
       const time = new Date(now());
       const owned = { projectId, id: newId("aov"), appSlug, createTime: time, updateTime: time };
@@ -58,7 +58,8 @@ export function appOverrideHandlers(
     },
 
     async listAppOverrides(request) {
-      const appSlug = request.appSlug === "" ? "" : getNamedApp(catalog, request.appSlug).slug;
+      const appSlug =
+        request.appSlug === "" ? "" : getNamedApp(await catalogOf(request.projectId), request.appSlug).slug;
       const page = await listAppOverrides(db, { projectId: request.projectId, appSlug }, requestedPage(request));
       const { rows, nextPageToken, totalSize } = page;
       return { appOverrides: rows.map(appOverrideMessage), nextPageToken, totalSize };

@@ -98,3 +98,8 @@ async function refusingTakenName<T>(write: Promise<T>): Promise<T> {
     throw invalidField("name", "is the name of another app override");
   });
 }
+
+/** Deletes all app overrides of one app. */
+export async function deleteAppOverridesOf(db: AccountDatabase, projectId: string, appSlug: string): Promise<void> {
+  await db.deleteFrom("appOverrides").where("projectId", "=", projectId).where("appSlug", "=", appSlug).execute();
+}

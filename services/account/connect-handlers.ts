@@ -1,6 +1,6 @@
 // Connect tokens, and connections as their starter sees them. How a connection starts and ends is in start-connection.ts
 // and complete-connection.ts.
-import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import type { CatalogApp } from "#libs/catalog.ts";
 import { invalidField, StatusError } from "#libs/errors.ts";
 import type { CreateConnectTokenRequest, ValidateConnectTokenRequest } from "#proto/deputy/account/v1/connect.ts";
 import { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
@@ -13,6 +13,7 @@ import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
 import { applyOverride, chooseOverride } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { requestedScopes } from "./scopes.ts";
@@ -21,12 +22,12 @@ import { refuseUnbuilt } from "./unbuilt.ts";
 const maxLifetimeSeconds = 14_400;
 
 export function connectHandlers(
-  { db, catalog, gatewayUrl }: { db: AccountDatabase; catalog: Catalog; gatewayUrl: string },
+  { db, catalogOf, gatewayUrl }: { db: AccountDatabase; catalogOf: CatalogOf; gatewayUrl: string },
   now: () => number,
 ): HandlerGroup<"createConnectToken" | "validateConnectToken" | "getConnection"> {
   /** The slug of the app that the token names, and a check that its OAuth app goes with it. */
   async function boundApp({ projectId, appSlug, oauthAppId }: CreateConnectTokenRequest): Promise<string> {
-    const app = appSlug === "" ? undefined : getNamedApp(catalog, appSlug);
+    const app = appSlug === "" ? undefined : getNamedApp(await catalogOf(projectId), appSlug);
     if (oauthAppId === "") return app?.slug ?? "";
     if (app !== undefined) await chooseOauthApp(db, projectId, app.slug, oauthAppId);
     return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).appSlug;
@@ -34,6 +35,7 @@ export function connectHandlers(
 
   /** The app that a token is asked about: named, or known by the account to be reconnected or by the app override. */
   async function appInQuestion(request: ValidateConnectTokenRequest, token: ConnectTokenRow): Promise<CatalogApp> {
+    const catalog = await catalogOf(token.projectId);
     if (request.accountId === "") {
       const override = await chooseOverride(db, token.projectId, request.appOverrideId);
       return chooseApp(catalog, request.appSlug || override.appSlug, token);

@@ -1,7 +1,7 @@
 // CreateAccount: an account without a browser, made of keys or of a grant obtained elsewhere, or a new credential for one
 // that exists. The vault seals first and the row is written second, so that an account never waits for its credential; what
 // the vault was given for an account that then could not be made is destroyed again.
-import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import type { CatalogApp } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -18,6 +18,7 @@ import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-g
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { applyOverride } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 
@@ -27,11 +28,11 @@ type Plan = Omit<NewAccount, "authorizedScopes"> & { readonly material: Material
 interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "storeCredential" | "destroyCredentials">;
-  readonly catalog: Catalog;
+  readonly catalogOf: CatalogOf;
 }
 
 export function createAccountHandler(
-  { db, vault, catalog }: Collaborators,
+  { db, vault, catalogOf }: Collaborators,
   now: () => number,
 ): HandlerGroup<"createAccount"> {
   /** The row to be written, and the vault's request: nothing is written or sent before all of it has been judged. */
@@ -39,7 +40,7 @@ export function createAccountHandler(
     const { projectId, externalUserId, accountId } = request;
     if (externalUserId === "") throw invalidField("external_user_id", "is required");
     await getProject(db, projectId);
-    const app = chooseApp(catalog, request.appSlug, token);
+    const app = chooseApp(await catalogOf(projectId), request.appSlug, token);
     const material = judgeMaterial(app, await overridden(app, request));
     const oauthAppId =
       app.auth === "oauth2"

@@ -18,6 +18,8 @@ export type Vault = Pick<
   | "destroyCredentials"
   | "putOauthClient"
   | "destroyOauthClient"
+  | "putApp"
+  | "destroyApp"
 >;
 
 /** How to call the vault: by this service's own right, so the caller's token stays here. */

@@ -1,7 +1,6 @@
 // OAuth apps: a project's own clients at providers. A client's secret goes straight to the vault and never comes back. The vault
 // is told first and the row is written second: a failure in between is mended by the same call, and until then the vault knows
 // the secret that was there before as well as the new one.
-import type { Catalog } from "#libs/catalog.ts";
 import { invalidField, notFound } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -18,6 +17,7 @@ import {
   type OauthAppChange,
   updateOauthApp,
 } from "./oauth-apps.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
 import { getProject } from "./projects.ts";
 import type { AccountDatabase, OauthAppRow } from "./schema.ts";
@@ -25,12 +25,12 @@ import type { AccountDatabase, OauthAppRow } from "./schema.ts";
 interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "putOauthClient" | "destroyOauthClient">;
-  readonly catalog: Catalog;
+  readonly catalogOf: CatalogOf;
   readonly redirectUri: string;
 }
 
 export function oauthAppHandlers(
-  { db, vault, catalog, redirectUri }: Collaborators,
+  { db, vault, catalogOf, redirectUri }: Collaborators,
   now: () => number,
 ): HandlerGroup<"createOauthApp" | "getOauthApp" | "listOauthApps" | "updateOauthApp"> {
   /** Writes the change down; undefined when the OAuth app is gone. */
@@ -59,7 +59,7 @@ export function oauthAppHandlers(
   return {
     async createOauthApp(request, call) {
       const { projectId, clientId, clientSecret, name, description, scopes, additionalScopes } = request;
-      const app = getNamedApp(catalog, request.appSlug);
+      const app = getNamedApp(await catalogOf(projectId), request.appSlug);
       if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth");
       await getProject(db, projectId);
       const time = new Date(now());
@@ -86,7 +86,7 @@ export function oauthAppHandlers(
 
     async listOauthApps(request) {
       const { projectId, query } = request;
-      const appSlug = request.appSlug === "" ? "" : getNamedApp(catalog, request.appSlug).slug;
+      const appSlug = request.appSlug === "" ? "" : getNamedApp(await catalogOf(projectId), request.appSlug).slug;
       const page = await listOauthApps(db, { projectId, appSlug, query }, requestedPage(request));
       const { nextPageToken, totalSize } = page;
       return { oauthApps: page.rows.map((row) => oauthAppMessage(row, redirectUri)), nextPageToken, totalSize };

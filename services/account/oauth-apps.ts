@@ -18,6 +18,26 @@ export async function getOauthApp(db: AccountDatabase, projectId: string, id: st
   return row;
 }
 
+/** The ids of all OAuth apps for one app. */
+export async function listOauthAppIds(
+  db: AccountDatabase,
+  projectId: string,
+  appSlug: string,
+): Promise<readonly string[]> {
+  const rows = await db
+    .selectFrom("oauthApps")
+    .select("id")
+    .where("projectId", "=", projectId)
+    .where("appSlug", "=", appSlug)
+    .execute();
+  return rows.map(({ id }) => id);
+}
+
+/** Deletes all OAuth apps for one app. */
+export async function deleteOauthAppsOf(db: AccountDatabase, projectId: string, appSlug: string): Promise<void> {
+  await db.deleteFrom("oauthApps").where("projectId", "=", projectId).where("appSlug", "=", appSlug).execute();
+}
+
 /** Keeps others from changing, choosing or deleting it until the transaction ends; undefined when it is gone. */
 export async function lockOauthApp(
   tx: AccountDatabase,

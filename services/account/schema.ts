@@ -11,6 +11,7 @@ export interface Tables {
   apiClients: ApiClientRow;
   externalUsers: ExternalUserRow;
   oauthApps: OauthAppRow;
+  ownApps: OwnAppRow;
   appOverrides: AppOverrideRow;
   connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
@@ -59,6 +60,15 @@ export interface OauthAppRow {
   description: string;
   scopes: readonly string[];
   additionalScopes: readonly string[];
+  createTime: Date;
+  updateTime: Date;
+}
+
+export interface OwnAppRow {
+  projectId: string;
+  slug: string;
+  /** As the project wrote it, YAML or JSON. */
+  definition: string;
   createTime: Date;
   updateTime: Date;
 }

@@ -1,6 +1,5 @@
 // StartConnection: everything that can be refused is refused before the vault is asked, so that a user who reaches the
 // provider's page can also come back. The account's id is reserved here and the account made at the end.
-import type { Catalog } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { digest, newId } from "#libs/ids.ts";
 import type { StartConnectionRequest } from "#proto/deputy/account/v1/connect.ts";
@@ -11,22 +10,23 @@ import { insertConnection } from "./connections.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { applyOverride } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
 
 interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "startAuthorization">;
-  readonly catalog: Catalog;
+  readonly catalogOf: CatalogOf;
   readonly redirectUri: string;
 }
 
 export function startConnectionHandler(
-  { db, vault, catalog, redirectUri }: Collaborators,
+  { db, vault, catalogOf, redirectUri }: Collaborators,
   now: () => number,
 ): HandlerGroup<"startConnection"> {
   /** The vault's request for an authorization. */
   async function plan(request: StartConnectionRequest, token: ConnectTokenRow) {
-    const app = chooseApp(catalog, request.appSlug, token);
+    const app = chooseApp(await catalogOf(token.projectId), request.appSlug, token);
     if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth: use CreateAccount");
     const override = await applyOverride(db, token.projectId, app, request.appOverrideId, request.fields);
     const oauthAppId = chooseOauthAppId(request.oauthAppId, token, override);

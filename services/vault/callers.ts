@@ -28,6 +28,8 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   watchLeases: [{ service: "proxy" }],
   putOauthClient: account,
   destroyOauthClient: account,
+  putApp: account,
+  destroyApp: account,
   exportCredentials: operator,
   importCredentials: operator,
   rotateKeys: operator,

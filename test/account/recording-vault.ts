@@ -24,6 +24,8 @@ type Answers = Pick<
   | "destroyCredentials"
   | "putOauthClient"
   | "destroyOauthClient"
+  | "putApp"
+  | "destroyApp"
 >;
 
 /** Starts it on a free port. */
@@ -62,6 +64,8 @@ export async function startRecordingVault() {
     }),
     putOauthClient: async () => ({}),
     destroyOauthClient: async () => ({}),
+    putApp: async () => ({}),
+    destroyApp: async () => ({}),
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };

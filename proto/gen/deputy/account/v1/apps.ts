@@ -191,12 +191,17 @@ export interface UpdateAppResponse {
   app: App | undefined;
 }
 
-/** Names the project's own app to be deleted; refused while it has accounts. */
+/** Names the project's own app to be deleted; refused while it has accounts. The OAuth apps for it go with it. */
 export interface DeleteAppRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
   /** Required. The app, by slug or id. */
   appSlug: string;
+  /**
+   * Optional. Whether its accounts are revoked first, in both environments; without it, an app that is in use is refused with
+   * the count.
+   */
+  revokeAccounts: boolean;
 }
 
 /** The app is gone. */
@@ -1527,7 +1532,7 @@ export const UpdateAppResponse: MessageFns<UpdateAppResponse> = {
 };
 
 function createBaseDeleteAppRequest(): DeleteAppRequest {
-  return { projectId: "", appSlug: "" };
+  return { projectId: "", appSlug: "", revokeAccounts: false };
 }
 
 export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
@@ -1537,6 +1542,9 @@ export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
     }
     if (message.appSlug !== "") {
       writer.uint32(18).string(message.appSlug);
+    }
+    if (message.revokeAccounts !== false) {
+      writer.uint32(24).bool(message.revokeAccounts);
     }
     return writer;
   },
@@ -1570,6 +1578,14 @@ export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
             message.appSlug = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.revokeAccounts = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1589,6 +1605,7 @@ export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
     const message = createBaseDeleteAppRequest();
     message.projectId = object.projectId ?? "";
     message.appSlug = object.appSlug ?? "";
+    message.revokeAccounts = object.revokeAccounts ?? false;
     return message;
   },
 };
