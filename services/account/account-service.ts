@@ -7,6 +7,7 @@ import { appHandlers } from "./app-handlers.ts";
 import { completeConnectionHandler } from "./complete-connection.ts";
 import { connectHandlers } from "./connect-handlers.ts";
 import { createAccountHandler } from "./create-account.ts";
+import { deleteUserHandler } from "./delete-user.ts";
 import type { Vault } from "./handler-group.ts";
 import { projectHandlers } from "./project-handlers.ts";
 import { revocationHandlers } from "./revoke-accounts.ts";
@@ -39,7 +40,8 @@ export function accountService(
     ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
     ...createAccountHandler({ db, vault, catalog }, now),
-    ...accountHandlers({ db }),
+    ...accountHandlers({ db }, now),
     ...revocationHandlers({ db, vault }, now),
+    ...deleteUserHandler({ db, vault }, now),
   };
 }

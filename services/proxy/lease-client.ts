@@ -6,7 +6,7 @@ import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Call, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { AccountState, AccountUse, type GetAccountResponse } from "#proto/deputy/account/v1/accounts.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { InjectionLease, type LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
 import { type InlineCredential, inlineUse } from "./inline-credential.ts";
@@ -28,8 +28,11 @@ export interface LeasingCollaborators {
 /** The account that a request is for. */
 export type LeaseTarget = Pick<LeaseInjectionRequest, "projectId" | "environment" | "externalUserId" | "accountId">;
 
-/** An account, or the credential that is used in its place. */
-export type Credentialed = LeaseTarget & { readonly inlineCredential?: InlineCredential | undefined };
+/** An account, or the credential that is used in its place; and what for, where a caller acts for a member. */
+export type Credentialed = LeaseTarget & {
+  readonly inlineCredential?: InlineCredential | undefined;
+  readonly use: AccountUse;
+};
 
 /** A lease and the right to use it. */
 export interface Leased {
@@ -46,6 +49,8 @@ export class LeaseOver extends Error {
   }
 }
 
+type UseTarget = LeaseTarget & { readonly use: AccountUse };
+
 type Use<Answer> = (leased: Leased, call: Call) => Promise<Answer>;
 
 // A lease ends before its use when a connection takes long, or the account is connected anew: seldom twice in a row.
@@ -55,12 +60,14 @@ const watchPauseMs = 300;
 /** Runs `use` with a lease, and again with another one when it throws LeaseOver. The call's signal also fires when the account is revoked. */
 export async function withLease<Answer>(
   collaborators: LeasingCollaborators,
-  { projectId, environment, externalUserId, accountId, inlineCredential }: Credentialed,
+  { projectId, environment, externalUserId, accountId, inlineCredential, use: asked }: Credentialed,
   call: Call,
   use: Use<Answer>,
 ): Promise<Answer> {
   if (inlineCredential !== undefined) return use(inlineLease(collaborators.catalog, inlineCredential), call);
-  const target = { projectId, environment, externalUserId, accountId };
+  // Without a member it changes nothing, and must not make two leases of one.
+  const purpose = call.caller.token?.actor === undefined ? AccountUse.UNSPECIFIED : asked || AccountUse.NEW;
+  const target = { projectId, environment, externalUserId, accountId, use: purpose };
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await useLease(collaborators, target, call, use);
@@ -93,7 +100,7 @@ const callersOwn: Leased["hold"] = {
 
 async function useLease<Answer>(
   collaborators: LeasingCollaborators,
-  target: LeaseTarget,
+  target: UseTarget,
   call: Call,
   use: Use<Answer>,
 ): Promise<Answer> {
@@ -141,22 +148,31 @@ function leasedNow(given: InjectionLease, hold: LeaseHold<InjectionLease>): Leas
   };
 }
 
-/** The account service says whose the account is and that it is active; the vault judges the caller's token by itself. */
+/**
+ * The account service says whose the account is, that it is active, and whether the member may use it so; the vault judges the
+ * caller's token by itself. Both are asked at once; on behalf of a member one after the other: the vault knows no members, and
+ * is to lease nothing that is then thrown away.
+ */
 async function leaseFor(
   { account, vault, leases }: LeasingCollaborators,
-  target: LeaseTarget,
+  { use, ...target }: UseTarget,
   call: Call,
 ): Promise<InjectionLease> {
+  const look = account.getAccount({ ...target, use }, call);
+  const isForMember = call.caller.token?.actor !== undefined;
+  if (isForMember) requireActive(await look);
   const leasing = vault.leaseInjection({ ...target, proxyId: leases.proxyId }, call);
   // When both refuse, the account service's answer is the one told; the other must not count as unhandled.
   leasing.catch(() => undefined);
-  const { account: found } = await account.getAccount(target, call);
-  if (found?.state !== AccountState.ACTIVE) {
-    throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
-  }
+  requireActive(await look);
   const { lease } = await leasing;
   if (lease === undefined) throw new Error("the vault answered without a lease");
   return lease;
+}
+
+function requireActive({ account }: GetAccountResponse): void {
+  if (account?.state === AccountState.ACTIVE) return;
+  throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
 }
 
 function vaultUnreachable(): StatusError {

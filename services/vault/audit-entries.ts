@@ -27,6 +27,7 @@ export type AuditAction =
   | "oauth_client.put"
   | "oauth_client.destroyed"
   | "keys.rotated"
+  | "user.erased"
   // Something that is sealed does not open, by the purpose of its envelope.
   | `${Purpose}.damaged`;
 

@@ -21,6 +21,7 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   revealCredential: [{ service: "account", scope: "credentials:reveal" }],
   // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
   destroyCredentials: [...account, ...operator],
+  eraseUser: account,
   leaseInjection: [proxyForCaller],
   watchLeases: [{ service: "proxy" }],
   putOauthClient: account,
