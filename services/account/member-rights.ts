@@ -51,7 +51,7 @@ export function requireRight(right: Right, account: Shared): void {
   if (isAllowed(right, account)) return;
   if (!isAllowed({ ...right, operation: "view" }, account)) throw notFound("account");
   const { operation } = right;
-  const message = `This member may not ${texts[operation]} this account.`;
+  const message = `This member may not ${texts[operation]}.`;
   throw new StatusError("PERMISSION_DENIED", "MEMBER_NOT_ALLOWED", message, { metadata: { operation } });
 }
 
@@ -83,9 +83,9 @@ function isAdmin({ role }: NonNullable<Actor>): boolean {
 }
 
 const texts: Readonly<Record<AccountOperation, string>> = {
-  view: "see",
-  use: "use in something new",
-  change_use: "change what uses",
-  test_use: "test what uses",
-  manage: "manage",
+  view: "see this account",
+  use: "use this account in something new",
+  change_use: "change what uses this account",
+  test_use: "test what uses this account",
+  manage: "manage this account",
 };

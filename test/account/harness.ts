@@ -114,7 +114,7 @@ export async function startAccount(vaultAddress?: string) {
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines };
+  return { operator, gateway, proxy, api, vault, db, owner, clock, lines, tokenKeys };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;
@@ -139,6 +139,18 @@ export async function issue(
 ): Promise<string> {
   const grant = { $case: "clientCredentials", value: { clientId, clientSecret } } as const;
   return (await api.issueAccessToken({ grant }, call())).accessToken;
+}
+
+/** An access token of a caller who acts for a member. */
+export async function memberToken(
+  { tokenKeys, clock }: Account,
+  projectId: string,
+  memberId: string,
+  { role = "member", scope = "connect:*" } = {},
+): Promise<string> {
+  const nowMs = Date.now() + clock.aheadMs;
+  const claims = { sub: "cli_members", project_id: projectId, scope, actor: { member_id: memberId, role } };
+  return (await tokenKeys.sign(claims, nowMs, nowMs + 3_600_000)).token;
 }
 
 /** An OAuth app for the sandbox. */

@@ -18,7 +18,12 @@ export interface RecordedCall {
 
 type Answers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "startAuthorization" | "completeAuthorization" | "destroyCredentials" | "putOauthClient"
+  | "storeCredential"
+  | "startAuthorization"
+  | "completeAuthorization"
+  | "destroyCredentials"
+  | "putOauthClient"
+  | "eraseUser"
 >;
 
 /** Starts it on a free port. */
@@ -56,6 +61,7 @@ export async function startRecordingVault() {
       }),
     }),
     putOauthClient: async () => ({}),
+    eraseUser: async () => ({ destroyed: 0 }),
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };

@@ -10,7 +10,7 @@ import { createClient } from "#libs/rpc-client.ts";
 import type { RunningServer } from "#libs/rpc-server.ts";
 import { startServer } from "#libs/rpc-server.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { Account, AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { Account, AccountState, type AccountUse } from "#proto/deputy/account/v1/accounts.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import type { ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
@@ -45,6 +45,8 @@ export interface Answers {
   readonly account: Partial<Account>;
   readonly lease: Partial<InjectionLease>;
   readonly vaultFault?: StatusError;
+  /** What the account service says of a use by a member; undefined: it may. */
+  readonly judgeUse?: (use: AccountUse) => StatusError | undefined;
   /** Makes the next generation, or says why not. */
   readonly refresh?: (generation: bigint) => Promise<RefreshCredentialResponse>;
 }
@@ -55,6 +57,8 @@ export interface ProxyFixture {
   /** What the vault and the account service were asked, and with which right. */
   readonly leases: { readonly accountId: string; readonly proxyId: string; readonly call: Call }[];
   readonly accountReads: string[];
+  /** What for, read by read. */
+  readonly uses: AccountUse[];
   readonly exchanges: string[];
   /** The generations whose refresh the proxy has asked for; what the vault answers is `answers.refresh`. */
   readonly refreshes: { readonly generation: bigint; readonly externalUserId: string; readonly token: string }[];
@@ -129,6 +133,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const target = `${upstreamHost}:${upstream.port}`;
   const leases: ProxyFixture["leases"] = [];
   const accountReads: string[] = [];
+  const uses: AccountUse[] = [];
   const exchanges: string[] = [];
   const refreshes: ProxyFixture["refreshes"] = [];
   let answers: Answers = { account: {}, lease: {} };
@@ -140,9 +145,12 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     service: "account",
     callers: { getAccount: viaProxy, getTokenKeys: [{ service: "proxy" }], issueAccessToken: [{ service: "proxy" }] },
     handlers: {
-      getAccount: async ({ accountId, externalUserId }) => {
+      getAccount: async ({ accountId, externalUserId, use }) => {
         accountReads.push(accountId);
+        uses.push(use);
         if (accountId !== "apn_1" || externalUserId !== "user-1") throw notFound("account");
+        const refusal = answers.judgeUse?.(use);
+        if (refusal !== undefined) throw refusal;
         return { account: Account.fromPartial({ id: accountId, state: AccountState.ACTIVE, ...answers.account }) };
       },
       getTokenKeys: async () => ({ keys: [...(await tokenKeys())] }),
@@ -239,6 +247,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     proxy,
     leases,
     accountReads,
+    uses,
     exchanges,
     refreshes,
     settings: {
@@ -263,6 +272,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
       forgetLease();
       leases.length = 0;
       accountReads.length = 0;
+      uses.length = 0;
       exchanges.length = 0;
       refreshes.length = 0;
       watch.heard.length = 0;
