@@ -9,7 +9,7 @@ import { type AppClient, appSlugOf, appsOf } from "./apps.ts";
 import { accountJson, pageJson } from "./json-shapes.ts";
 import { bearerOf, bodyOf, callerCall, pageOf, pathParameter, queryOf, scopeOf, single } from "./requests.ts";
 
-type Methods = "createAccount" | "getAccount" | "listAccounts" | "deleteAccount" | "revokeAllAccounts";
+type Methods = "createAccount" | "getAccount" | "listAccounts" | "deleteAccount" | "revokeAllAccounts" | "deleteUser";
 
 /** What is asked about accounts. */
 export type AccountClient = AppClient & Pick<Client<typeof AccountServiceDefinition>, Methods>;
@@ -107,6 +107,12 @@ export function addAccountRoutes(app: FastifyInstance, account: AccountClient): 
     app.delete(`${prefix}/accounts/:account_id`, async (request, reply) => {
       const named = { ...scopeOf(request), accountId: pathParameter(request, "account_id") };
       await account.deleteAccount(named, callerCall(request, revokeTimeoutMs));
+      return reply.code(204).send();
+    });
+
+    app.delete(`${prefix}/users/:external_user_id`, async (request, reply) => {
+      const named = { ...scopeOf(request), externalUserId: pathParameter(request, "external_user_id") };
+      await account.deleteUser(named, callerCall(request, revokeTimeoutMs));
       return reply.code(204).send();
     });
 

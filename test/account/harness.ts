@@ -71,7 +71,8 @@ export async function startAccount(vaultAddress?: string) {
     ],
     proxy: { ...keyApp.proxy, base_url: "https://{{custom_fields.tenant}}.example.com" },
   });
-  const tokenKeys = await loadTokenKeys(newTokenKey());
+  const tokenKey = newTokenKey();
+  const tokenKeys = await loadTokenKeys(tokenKey);
   const clock = { aheadMs: 0 };
   const now = () => Date.now() + clock.aheadMs;
   const vaultClient = createClient(CredentialVaultDefinition, {
@@ -114,7 +115,7 @@ export async function startAccount(vaultAddress?: string) {
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines, tokenKeys };
+  return { operator, gateway, proxy, api, vault, db, owner, clock, lines, tokenKeys, tokenKey, database };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;
