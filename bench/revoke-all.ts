@@ -60,11 +60,13 @@ async function measure({ connection, state, postgres, settings }: Stack) {
   const all = new Set<string>();
   const userMs: number[] = [];
   const ids = Array.from({ length: users }, (_, user) => `user-${user}`);
+  console.log(`storing ${users} users of ${accountsPerUser} accounts`);
   for (const id of ids) await storeAccounts(id, accountsPerUser);
   // The first call finds nothing compiled and no plan made.
   await storeAccounts("warm-up", accountsPerUser);
   for (const id of ["warm-up", ...ids]) userMs.push(await revoke({ $case: "externalUserId", value: id }));
   userMs.shift();
+  console.log(`storing ${accountsOfEnvironment} accounts of one environment`);
   await storeAccounts("environment", accountsOfEnvironment);
   const environmentMs = await revoke({ $case: "wholeEnvironment", value: true });
   return {
