@@ -19,6 +19,7 @@ export type Vault = Pick<
   | "destroyCredentials"
   | "putOauthClient"
   | "eraseUser"
+  | "destroyOauthClient"
 >;
 
 /** How to call the vault: by this service's own right, so the caller's token stays here. */

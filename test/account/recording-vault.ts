@@ -24,6 +24,7 @@ type Answers = Pick<
   | "destroyCredentials"
   | "putOauthClient"
   | "eraseUser"
+  | "destroyOauthClient"
 >;
 
 /** Starts it on a free port. */
@@ -62,6 +63,7 @@ export async function startRecordingVault() {
     }),
     putOauthClient: async () => ({}),
     eraseUser: async () => ({ destroyed: 0 }),
+    destroyOauthClient: async () => ({}),
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };

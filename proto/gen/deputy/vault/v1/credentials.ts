@@ -275,6 +275,11 @@ export interface PutOauthClientRequest {
   clientId: string;
   /** Optional. Secret: never logged. The client secrets in the order in which they are tried; none for a public client. */
   clientSecrets: string[];
+  /**
+   * Optional. Whether the secrets that the client has already are kept behind these, the one that worked last before the
+   * others, five in all. A client that is not there has none.
+   */
+  keepSecrets: boolean;
 }
 
 /** The OAuth client is stored. */
@@ -2024,7 +2029,7 @@ export const EraseUserResponse: MessageFns<EraseUserResponse> = {
 };
 
 function createBasePutOauthClientRequest(): PutOauthClientRequest {
-  return { projectId: "", oauthAppId: "", appSlug: "", clientId: "", clientSecrets: [] };
+  return { projectId: "", oauthAppId: "", appSlug: "", clientId: "", clientSecrets: [], keepSecrets: false };
 }
 
 export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
@@ -2043,6 +2048,9 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
     }
     for (const v of message.clientSecrets) {
       writer.uint32(42).string(v!);
+    }
+    if (message.keepSecrets !== false) {
+      writer.uint32(48).bool(message.keepSecrets);
     }
     return writer;
   },
@@ -2100,6 +2108,14 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
             message.clientSecrets.push(reader.string());
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.keepSecrets = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2122,6 +2138,7 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
     message.appSlug = object.appSlug ?? "";
     message.clientId = object.clientId ?? "";
     message.clientSecrets = object.clientSecrets?.map((e) => e) || [];
+    message.keepSecrets = object.keepSecrets ?? false;
     return message;
   },
 };
