@@ -4,6 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { streamingProxyDefinition } from "#libs/chunk-codec.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Client } from "#libs/rpc.ts";
+import { AccountUse } from "#proto/deputy/account/v1/accounts.ts";
 import type { Environment } from "#proto/deputy/account/v1/environment.ts";
 import type { ForwardStreamRequest } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { largeBytes } from "./soak-upstream.ts";
@@ -129,7 +130,7 @@ function perform(callers: Callers, kind: string, slot: Slot): Promise<Outcome> {
 function headOf({ projectId, environment, upstream }: Callers, slot: Slot, method: string, path: string) {
   const headers: { name: string; value: string }[] = [];
   const request = { projectId, environment, ...slot, method, url: `https://${upstream}${path}`, headers, timeoutMs };
-  return { ...request, body: Buffer.alloc(0), inlineCredential: undefined };
+  return { ...request, body: Buffer.alloc(0), inlineCredential: undefined, use: AccountUse.UNSPECIFIED };
 }
 
 async function forward(callers: Callers, slot: Slot, method: string, path: string, body?: Buffer): Promise<Outcome> {

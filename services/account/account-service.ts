@@ -9,6 +9,7 @@ import { completeConnectionHandler } from "./complete-connection.ts";
 import { connectHandlers } from "./connect-handlers.ts";
 import { createAccountHandler } from "./create-account.ts";
 import { deleteOauthAppHandler } from "./delete-oauth-app.ts";
+import { deleteUserHandler } from "./delete-user.ts";
 import type { Vault } from "./handler-group.ts";
 import { oauthAppHandlers } from "./oauth-app-handlers.ts";
 import { ownAppHandlers } from "./own-app-handlers.ts";
@@ -50,7 +51,8 @@ export function accountService(
     ...startConnectionHandler({ db, vault, catalogOf, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
     ...createAccountHandler({ db, vault, catalogOf }, now),
-    ...accountHandlers({ db }),
+    ...accountHandlers({ db }, now),
     ...revocations,
+    ...deleteUserHandler({ db, vault }, now),
   };
 }

@@ -5,6 +5,7 @@
 // has confirmed). It never goes back, and REVOKING is no dead end: whoever revokes again takes it up.
 import { sql } from "kysely";
 import { notFound, StatusError } from "#libs/errors.ts";
+import { type Actor, allowedRows, type Right, requireRight, type Shared } from "./member-rights.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
@@ -21,13 +22,20 @@ export interface AccountFilter extends AccountScope {
   readonly appSlug?: string;
   readonly oauthAppId?: string;
   readonly health?: AccountRow["health"];
+  /** The member who asks: lists give what that member may see, revocations take what that member may delete. */
+  readonly actor?: Actor;
 }
 
-/** What a new account is made of. */
-export type NewAccount = Omit<AccountRow, "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime">;
+/** What a new account is made of; without an owner it belongs to the project. */
+export type NewAccount = Omit<
+  AccountRow,
+  "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime" | keyof Shared
+> &
+  Partial<Pick<AccountRow, "ownerMemberId">>;
 
 export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
-  const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", createTime: time, updateTime: time } as const;
+  const times = { createTime: time, updateTime: time };
+  const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", sharing: defaultSharing(account), ...times } as const;
   return db
     .insertInto("accounts")
     .values({ ...account, ...fresh })
@@ -35,8 +43,18 @@ export async function insertAccount(db: AccountDatabase, account: NewAccount, ti
     .executeTakeFirstOrThrow();
 }
 
-/** The account in whatever state. */
-export async function getAnyAccount(db: AccountDatabase, scope: AccountScope, id: string): Promise<AccountRow> {
+/** Who may use an account of which nobody has said so. */
+export function defaultSharing({ ownerMemberId = "" }: { readonly ownerMemberId?: string }): AccountRow["sharing"] {
+  return ownerMemberId === "" ? "WORKSPACE" : "PRIVATE";
+}
+
+/** The account in whatever state, for whoever may do that with it. */
+export async function getAnyAccount(
+  db: AccountDatabase,
+  scope: AccountScope,
+  id: string,
+  right: Right,
+): Promise<AccountRow> {
   const row = await db
     .selectFrom("accounts")
     .selectAll()
@@ -45,12 +63,18 @@ export async function getAnyAccount(db: AccountDatabase, scope: AccountScope, id
     .executeTakeFirst();
   if (row === undefined || row.environment !== scope.environment) throw notFound("account");
   if (scope.externalUserId !== "" && row.externalUserId !== scope.externalUserId) throw notFound("account");
+  requireRight(right, row);
   return row;
 }
 
 /** The account when it can be used; FAILED_PRECONDITION `ACCOUNT_REVOKED` when it could be once. */
-export async function getAccount(db: AccountDatabase, scope: AccountScope, id: string): Promise<AccountRow> {
-  const row = await getAnyAccount(db, scope, id);
+export async function getAccount(
+  db: AccountDatabase,
+  scope: AccountScope,
+  id: string,
+  right: Right,
+): Promise<AccountRow> {
+  const row = await getAnyAccount(db, scope, id, right);
   if (row.revokeTime !== null) throw accountRevoked(row.revokeTime);
   return row;
 }
@@ -79,13 +103,49 @@ export async function updateReconnectedAccount(
     .executeTakeFirst();
 }
 
-/** Usable accounts in the order in which they were connected. */
+/** Keeps others from changing the account until the transaction ends. */
+export async function lockAccount(tx: AccountDatabase, { projectId }: AccountScope, id: string): Promise<void> {
+  await tx
+    .selectFrom("accounts")
+    .select("id")
+    .where("projectId", "=", projectId)
+    .where("id", "=", id)
+    .forUpdate()
+    .execute();
+}
+
+/** What the audit tells of an account. */
+export function accountTold(row: AccountRow): Readonly<Record<string, unknown>> {
+  const { externalUserId, appSlug, name, state, ownerMemberId, sharing, sharedMemberIds } = row;
+  return { externalUserId, appSlug, name, state, ownerMemberId, sharing, sharedMemberIds };
+}
+
+/** Changes what people decide about an account; undefined when it is revoked. */
+export async function updateAccount(
+  db: AccountDatabase,
+  { projectId, id }: Pick<AccountRow, "projectId" | "id">,
+  change: Shared & Pick<AccountRow, "name">,
+  time: Date,
+): Promise<AccountRow | undefined> {
+  return db
+    .updateTable("accounts")
+    .set({ ...change, updateTime: time })
+    .where("projectId", "=", projectId)
+    .where("id", "=", id)
+    .where("state", "=", "ACTIVE")
+    .returningAll()
+    .executeTakeFirst();
+}
+
+/** Accounts of one state in the order in which they were connected. */
 export async function listAccounts(
   db: AccountDatabase,
-  filter: AccountFilter,
+  filter: AccountFilter & { readonly state?: AccountRow["state"] },
   page: Page,
 ): Promise<PageOf<AccountRow>> {
-  const matching = unrevoked(db, filter).where("state", "=", "ACTIVE");
+  const matching = inState(db, filter, filter.state ?? "ACTIVE").where(
+    allowedRows({ actor: filter.actor, operation: "view" }),
+  );
   const rows = matching
     .selectAll()
     .where(isAfter(page.after))
@@ -97,76 +157,18 @@ export async function listAccounts(
   return pageOf(found, page.size, Number(total));
 }
 
-/** How many accounts are still to be revoked, those whose revocation was begun before among them. */
-export async function countUnrevoked(db: AccountDatabase, filter: AccountFilter): Promise<number> {
-  const count = unrevoked(db, filter).select((select) => select.fn.countAll<bigint>().as("count"));
-  return Number((await count.executeTakeFirstOrThrow()).count);
+// Written into the statement, not passed: only so can Postgres see that the partial indexes serve it.
+function inState(db: AccountDatabase, filter: AccountFilter, state: AccountRow["state"]) {
+  const rows = matchingAccounts(db, filter).where("state", "=", sql.lit(state));
+  return state === "REVOKED" ? rows : rows.where("state", "<>", sql.lit("REVOKED"));
 }
 
-/** The next accounts that would be revoked, for a dry run. */
-export async function listUnrevoked(
-  db: AccountDatabase,
-  filter: AccountFilter,
-  page: Page,
-): Promise<readonly AccountRow[]> {
-  return unrevoked(db, filter)
-    .selectAll()
-    .where(isAfter(page.after))
-    .orderBy("createTime")
-    .orderBy("id")
-    .limit(page.size)
-    .execute();
-}
-
-/** Begins the revocation of the next accounts, oldest first, or takes it up again: from here on they are refused. */
-export async function claimForRevocation(
-  db: AccountDatabase,
-  filter: AccountFilter,
-  limit: number,
-  time: Date,
-): Promise<readonly AccountRow[]> {
-  const next = unrevoked(db, filter).select("id").orderBy("createTime").orderBy("id").limit(limit).forUpdate();
-  return db
-    .with(
-      (cte) => cte("next").materialized(),
-      () => next,
-    )
-    .updateTable("accounts")
-    .from("next")
-    .set((set) => ({
-      state: "REVOKING",
-      updateTime: time,
-      revokeTime: set.fn.coalesce("revokeTime", set.val(time)),
-    }))
-    .where("accounts.projectId", "=", filter.projectId)
-    .whereRef("accounts.id", "=", "next.id")
-    .returningAll("accounts")
-    .execute();
-}
-
-/** Ends the revocation of accounts whose credentials the vault has destroyed. */
-export async function finishRevocation(
-  db: AccountDatabase,
-  projectId: string,
-  ids: readonly string[],
-  time: Date,
-): Promise<void> {
-  await db
-    .updateTable("accounts")
-    .set({ state: "REVOKED", updateTime: time })
-    .where("projectId", "=", projectId)
-    .where("id", "=", sql<string>`any(${ids})`)
-    .where("state", "=", "REVOKING")
-    .execute();
-}
-
-// The state is written into the statement, not passed: only so can Postgres see that the partial indexes serve it.
-function unrevoked(db: AccountDatabase, filter: AccountFilter) {
+/** The accounts of a filter, in whatever state and whoever asks. */
+export function matchingAccounts(db: AccountDatabase, filter: AccountFilter) {
   let rows = db
     .selectFrom("accounts")
     .where("projectId", "=", filter.projectId)
-    .where("environment", "=", filter.environment as AccountRow["environment"])
-    .where("state", "<>", sql.lit("REVOKED"));
+    .where("environment", "=", filter.environment as AccountRow["environment"]);
   if (filter.externalUserId !== "") rows = rows.where("externalUserId", "=", filter.externalUserId);
   if (filter.accountId) rows = rows.where("id", "=", filter.accountId);
   if (filter.appSlug) rows = rows.where("appSlug", "=", filter.appSlug);

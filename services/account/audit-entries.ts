@@ -38,7 +38,8 @@ export async function insertAuditEntries(
 
 /** Who made a call: `member:<id>`, `user:<external user id>`, an API client's id, or `service:<name>`. */
 export function actorOf({ caller: { service, token } }: Pick<Call, "caller">): string {
-  if (token?.actor !== undefined) return `member:${token.actor.memberId}`;
+  // Before the member: a user's browser may come with a connect token that was made for one.
   if (token?.externalUserId !== undefined) return `user:${token.externalUserId}`;
+  if (token?.actor !== undefined) return `member:${token.actor.memberId}`;
   return token?.subject ?? `service:${service ?? ""}`;
 }

@@ -3,7 +3,7 @@
 import { accessTokenVerifier } from "#libs/access-tokens.ts";
 import type { TokenIdentity } from "#libs/callers.ts";
 import type { Authenticate } from "#libs/rpc-identity.ts";
-import { findConnectToken, invalidConnectToken } from "./connect-tokens.ts";
+import { actorOfToken, findConnectToken, invalidConnectToken } from "./connect-tokens.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
 import type { TokenKeys } from "./token-keys.ts";
 
@@ -20,8 +20,9 @@ export function authenticator(
   };
 }
 
-/** A connect token's right: one user in one environment. Its subject is its id, never its text. */
+/** A connect token's right: one user in one environment, and what its maker's member may do there. Its subject is its id, never its text. */
 export function connectTokenIdentity(row: ConnectTokenRow): TokenIdentity {
+  const actor = actorOfToken(row);
   return {
     subject: row.id,
     projectId: row.projectId,
@@ -29,5 +30,6 @@ export function connectTokenIdentity(row: ConnectTokenRow): TokenIdentity {
     externalUserId: row.externalUserId,
     scopes: row.scopes,
     expireMs: row.expireTime.getTime(),
+    ...(actor !== undefined && { actor }),
   };
 }

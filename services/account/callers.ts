@@ -29,7 +29,7 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   deleteAccount: apiAndUsers("connect:accounts:write"),
   revokeAllAccounts: api("connect:accounts:write"),
   listUsers: api("connect:users:read"),
-  deleteUser: api("connect:users:write"),
+  deleteUser: apiAndUsers("connect:users:write"),
   createConnectToken: api("connect:tokens:create"),
   validateConnectToken: anybody,
   startConnection: apiAndUsers("connect:accounts:write"),

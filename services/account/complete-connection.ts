@@ -58,7 +58,8 @@ export function completeConnectionHandler(
   async function succeed(connection: ConnectionRow, response: CompleteAuthorizationResponse, call: Call) {
     const ended = await db.transaction().execute(async (tx) => {
       if (!(await lockPendingConnection(tx, connection))) return undefined;
-      const account = await saveAccount(tx, connection, response);
+      const { actorMemberId } = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
+      const account = await saveAccount(tx, connection, response, actorMemberId);
       return endConnection(tx, connection, account === undefined ? "The account was revoked meanwhile." : undefined);
     });
     if (ended?.state === "FAILED") {
@@ -74,7 +75,12 @@ export function completeConnectionHandler(
   }
 
   /** Undefined when the account to be reconnected was revoked. */
-  async function saveAccount(tx: AccountDatabase, connection: ConnectionRow, response: CompleteAuthorizationResponse) {
+  async function saveAccount(
+    tx: AccountDatabase,
+    connection: ConnectionRow,
+    response: CompleteAuthorizationResponse,
+    ownerMemberId: string,
+  ) {
     const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId } = connection;
     const { identityName: name, credential } = response;
     const whose = { projectId, id, environment, externalUserId, appSlug, oauthAppId };
@@ -82,7 +88,7 @@ export function completeConnectionHandler(
     const time = new Date(now());
     return connection.reconnects
       ? await updateReconnectedAccount(tx, account, time)
-      : await insertAccount(tx, account, time);
+      : await insertAccount(tx, { ...account, ownerMemberId }, time);
   }
 
   return {

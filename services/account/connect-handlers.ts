@@ -7,7 +7,7 @@ import { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.t
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { getAccount } from "./accounts.ts";
 import { chooseApp, chooseOauthAppId, getNamedApp } from "./app-choice.ts";
-import { findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
+import { actorOfToken, findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
 import { getConnection } from "./connections.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
@@ -40,7 +40,10 @@ export function connectHandlers(
       const override = await chooseOverride(db, token.projectId, request.appOverrideId);
       return chooseApp(catalog, request.appSlug || override.appSlug, token);
     }
-    const { appSlug } = await getAccount(db, token, request.accountId);
+    const { appSlug } = await getAccount(db, token, request.accountId, {
+      actor: actorOfToken(token),
+      operation: "manage",
+    });
     const app = chooseApp(catalog, appSlug, token);
     if (request.appSlug !== "" && getNamedApp(catalog, request.appSlug) !== app) {
       throw invalidField("app_slug", "is not the app of the account");
@@ -61,7 +64,7 @@ export function connectHandlers(
   }
 
   return {
-    async createConnectToken(request) {
+    async createConnectToken(request, call) {
       refuseUnbuilt("webhook_uri", request.webhookUri);
       checkRedirectUri("success_redirect_uri", request.successRedirectUri, request.environment);
       checkRedirectUri("error_redirect_uri", request.errorRedirectUri, request.environment);
@@ -82,6 +85,8 @@ export function connectHandlers(
         oauthAppId: request.oauthAppId,
         // Not judged anywhere: an account is made with the scopes that the provider granted, all or a part.
         allowProgressiveScopes: request.allowProgressiveScopes,
+        actorMemberId: call.caller.token?.actor?.memberId ?? "",
+        actorRole: call.caller.token?.actor?.role ?? "",
         createTime: new Date(timeMs),
         expireTime: new Date(timeMs + lifetimeMs),
       };

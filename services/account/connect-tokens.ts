@@ -11,10 +11,15 @@ import { randomBytes } from "node:crypto";
 import type { TokenIdentity } from "#libs/callers.ts";
 import { StatusError } from "#libs/errors.ts";
 import { digest, newId } from "#libs/ids.ts";
+import type { Actor } from "./member-rights.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
 
 /** What a new token is to be. */
-export type NewConnectToken = Omit<ConnectTokenRow, "id" | "tokenDigest" | "claimedBy">;
+export type NewConnectToken = Omit<
+  ConnectTokenRow,
+  "id" | "tokenDigest" | "claimedBy" | "actorMemberId" | "actorRole"
+> &
+  Partial<Pick<ConnectTokenRow, "actorMemberId" | "actorRole">>;
 
 /** Makes a token and returns its text, which is kept nowhere. */
 export async function insertConnectToken(db: AccountDatabase, token: NewConnectToken): Promise<string> {
@@ -39,6 +44,11 @@ export async function findConnectToken(
     .where("tokenDigest", "=", digest(text))
     .where("expireTime", ">", time)
     .executeTakeFirst();
+}
+
+/** The member for whom the token's bearer acts: the one for whom its maker did. */
+export function actorOfToken({ actorMemberId, actorRole }: ConnectTokenRow): Actor {
+  return actorMemberId === "" ? undefined : { memberId: actorMemberId, role: actorRole };
 }
 
 /** The token with this id, whatever has become of it. */

@@ -14,7 +14,7 @@ import {
   invalidConnectToken,
   releaseConnectToken,
 } from "./connect-tokens.ts";
-import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
+import { afterwards, type HandlerGroup, ownRight, toDo, type Vault } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { applyOverride } from "./override-choice.ts";
@@ -36,7 +36,7 @@ export function createAccountHandler(
   now: () => number,
 ): HandlerGroup<"createAccount"> {
   /** The row to be written, and the vault's request: nothing is written or sent before all of it has been judged. */
-  async function plan(request: CreateAccountRequest, token: ConnectTokenRow | undefined): Promise<Plan> {
+  async function plan(request: CreateAccountRequest, token: ConnectTokenRow | undefined, call: Call): Promise<Plan> {
     const { projectId, externalUserId, accountId } = request;
     if (externalUserId === "") throw invalidField("external_user_id", "is required");
     await getProject(db, projectId);
@@ -47,7 +47,7 @@ export function createAccountHandler(
         ? (await chooseOauthApp(db, projectId, app.slug, chooseOauthAppId(request.oauthAppId, token))).id
         : "";
     if (accountId !== "") {
-      const account = await getAccount(db, request, accountId);
+      const account = await getAccount(db, request, accountId, toDo("manage", call));
       if (account.appSlug !== app.slug) throw notFound("account");
     }
     return {
@@ -58,6 +58,7 @@ export function createAccountHandler(
       appSlug: app.slug,
       oauthAppId,
       name: request.name,
+      ownerMemberId: call.caller.token?.actor?.memberId ?? "",
       material,
     };
   }
@@ -92,7 +93,7 @@ export function createAccountHandler(
   return {
     async createAccount(request, call) {
       const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
-      const planned = await plan(request, token);
+      const planned = await plan(request, token, call);
       // Not by the account's id: two calls that reconnect the same account are two attempts.
       const attempt = newId("con");
       if (token && !(await claimConnectToken(db, token, attempt))) throw invalidConnectToken();

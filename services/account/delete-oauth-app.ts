@@ -3,7 +3,7 @@
 import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import { RevokeAllAccountsRequest } from "#proto/deputy/account/v1/accounts.ts";
-import { countUnrevoked } from "./accounts.ts";
+import { countUnrevoked } from "./account-revocations.ts";
 import { countOverridesWith } from "./app-overrides.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";

@@ -2,6 +2,7 @@
 import type { Call, CallOptions, Client, Handlers, MethodName } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import type { AccountOperation, Right } from "./member-rights.ts";
 
 /** Some of the service's handlers. */
 export type HandlerGroup<Methods extends MethodName<typeof AccountServiceDefinition>> = Pick<
@@ -17,6 +18,7 @@ export type Vault = Pick<
   | "completeAuthorization"
   | "destroyCredentials"
   | "putOauthClient"
+  | "eraseUser"
   | "destroyOauthClient"
   | "putApp"
   | "destroyApp"
@@ -30,4 +32,9 @@ export function ownRight({ deadlineMs, signal, requestId }: Call): CallOptions {
 /** For what has to be done although the caller may have left. */
 export function afterwards({ requestId }: Call): CallOptions {
   return { deadlineMs: Date.now() + 10_000, requestId };
+}
+
+/** What a call is about to do with an account, on behalf of the member for whom its caller acts, if any. */
+export function toDo(operation: AccountOperation, { caller }: Pick<Call, "caller">): Right {
+  return { actor: caller.token?.actor, operation };
 }

@@ -1,5 +1,5 @@
 // Rows and catalog entries as the contract's messages.
-import { Account, AccountHealth, AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { Account, AccountHealth, AccountSharing, AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import { type App, type AppOverride, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
 import { type Connection, ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { ApiClient, Project } from "#proto/deputy/account/v1/projects.ts";
@@ -22,6 +22,9 @@ export function accountMessage(row: AccountRow): Account {
     health: AccountHealth[row.health],
     error: row.error,
     authorizedScopes: [...row.authorizedScopes],
+    ownerMemberId: row.ownerMemberId,
+    sharing: AccountSharing[row.sharing],
+    sharedMemberIds: [...row.sharedMemberIds],
     createTime: row.createTime,
     updateTime: row.updateTime,
   });

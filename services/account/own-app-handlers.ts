@@ -6,7 +6,7 @@ import { judgeDefinition } from "#libs/app-definition.ts";
 import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField, invalidFields, StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
-import { countUnrevoked } from "./accounts.ts";
+import { countUnrevoked } from "./account-revocations.ts";
 import { getNamedApp } from "./app-choice.ts";
 import { deleteAppOverridesOf } from "./app-overrides.ts";
 import { insertAuditEntries, type NewAuditEntry } from "./audit-entries.ts";
@@ -61,7 +61,10 @@ export function ownAppHandlers(
   async function revokeAccounts(projectId: string, appSlug: string, call: Call): Promise<void> {
     const target = { $case: "appSlug", value: appSlug } as const;
     for (const environment of environments) {
-      for await (const _ of revokeAllAccounts({ projectId, environment, target, dryRun: false }, call));
+      for await (const _ of revokeAllAccounts(
+        { projectId, environment, target, dryRun: false, includeRevoked: false },
+        call,
+      ));
     }
   }
 

@@ -23,13 +23,14 @@ export function projectHandlers(
     if (grant?.$case === "connectToken") {
       const row = await findConnectToken(db, grant.value, new Date(now()));
       if (row === undefined) throw invalidConnectToken();
-      const { subject, projectId, environment, externalUserId, scopes, expireMs } = connectTokenIdentity(row);
+      const { subject, projectId, environment, externalUserId, scopes, actor, expireMs } = connectTokenIdentity(row);
       return {
         sub: subject,
         project_id: projectId,
         environment,
         external_user_id: externalUserId,
         scope: requestedScopes("scope", scope, scopes).join(" "),
+        ...(actor !== undefined && { actor: { member_id: actor.memberId, role: actor.role } }),
         expireMs,
       };
     }

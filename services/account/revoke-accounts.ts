@@ -1,85 +1,76 @@
-// DeleteAccount and RevokeAllAccounts. For each account: REVOKING here, destroyed in the vault, REVOKED here, receipt. From
-// the first step on every lookup refuses the account, so a failure anywhere leaves it unusable and never half open; a
-// repeat takes up what is REVOKING. The vault answers only when no lease of the credentials can be in use any more.
-import type { Call } from "#libs/rpc.ts";
+// DeleteAccount and RevokeAllAccounts; how an account is revoked is in revocation.ts. A repeat finds what was revoked before gone
+// and leaves it out. A caller whose stream broke, or who was killed, may have lost receipts: asked for, a repeat gives those as
+// well, so that in the end there is one for each account.
+import { invalidField } from "#libs/errors.ts";
 import {
-  ProviderRevocation,
   RevocationReceipt,
   type RevokeAllAccountsRequest,
   type RevokeAllAccountsResponse,
 } from "#proto/deputy/account/v1/accounts.ts";
-import {
-  type AccountFilter,
-  claimForRevocation,
-  countUnrevoked,
-  finishRevocation,
-  getAnyAccount,
-  listUnrevoked,
-} from "./accounts.ts";
-import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import type { AccountDatabase, AccountRow } from "./schema.ts";
-
-// One transaction of the vault each: large enough to be quick, small enough for receipts to flow and locks to be short.
-const batchSize = 200;
-
-interface Collaborators {
-  readonly db: AccountDatabase;
-  readonly vault: Pick<Vault, "destroyCredentials">;
-}
+import { claimForRevocation, countRevoked, countUnrevoked, listRevoked, listUnrevoked } from "./account-revocations.ts";
+import { type AccountFilter, getAnyAccount } from "./accounts.ts";
+import { type HandlerGroup, toDo } from "./handler-group.ts";
+import { batchSize, destroyAccounts, type Revoking, type RevokingCall, revokeMatching, whose } from "./revocation.ts";
+import type { AccountRow } from "./schema.ts";
 
 export function revocationHandlers(
-  { db, vault }: Collaborators,
+  { db, vault }: Pick<Revoking, "db" | "vault">,
   now: () => number,
 ): HandlerGroup<"deleteAccount" | "revokeAllAccounts"> {
-  /** Destroys the credentials of accounts of one environment that are no longer ACTIVE. */
-  async function destroy(rows: readonly AccountRow[], call: Call): Promise<readonly RevocationReceipt[]> {
-    const [first] = rows;
-    if (first === undefined) return [];
-    const accountIds = rows.map(({ id }) => id);
-    const { projectId, environment } = first;
-    const { receipts } = await vault.destroyCredentials({ projectId, environment, accountIds }, ownRight(call));
-    const time = new Date(now());
-    await finishRevocation(db, projectId, accountIds, time);
-    const byAccount = new Map(receipts.map((receipt) => [receipt.accountId, receipt]));
-    return rows.map((row) => byAccount.get(row.id) ?? nothingDestroyed(row, time));
+  const revoking = { db, vault, now };
+
+  async function* revokeAll(filter: AccountFilter, includeRevoked: boolean, by: RevokingCall) {
+    const before = includeRevoked ? await countRevoked(db, filter) : 0;
+    const sent = new Set<string>();
+    for await (const { receipt, totalSize } of revokeMatching(revoking, filter, by)) {
+      if (includeRevoked) sent.add(receipt.accountId);
+      yield { receipt, totalSize: totalSize + before };
+    }
+    if (includeRevoked) yield* revokedBefore(filter, sent, by);
   }
 
-  async function* revokeAll(filter: AccountFilter, call: Call): AsyncGenerator<RevokeAllAccountsResponse> {
-    let totalSize = await countUnrevoked(db, filter);
-    // Accounts that are connected while this runs are revoked too: who asks for this wants none to be left.
-    for (let sent = 0; ; ) {
-      const rows = await claimForRevocation(db, filter, batchSize, new Date(now()));
-      if (rows.length === 0) return;
-      totalSize = Math.max(totalSize, sent + rows.length);
-      for (const receipt of await destroy(rows, call)) yield { receipt, totalSize };
-      sent += rows.length;
+  async function* revokedBefore(filter: AccountFilter, sent: ReadonlySet<string>, by: RevokingCall) {
+    const totalSize = await countRevoked(db, filter);
+    for await (const rows of pages((after) => listRevoked(db, filter, { size: batchSize, after }))) {
+      const unsent = rows.filter(({ id }) => !sent.has(id));
+      for (const receipt of await destroyAccounts(revoking, unsent, by)) yield { receipt, totalSize };
     }
   }
 
   async function* rehearse(filter: AccountFilter): AsyncGenerator<RevokeAllAccountsResponse> {
     const totalSize = await countUnrevoked(db, filter);
-    let after: AccountRow | undefined;
-    for (;;) {
-      const rows = await listUnrevoked(db, filter, { size: batchSize, after });
+    for await (const rows of pages((after) => listUnrevoked(db, filter, { size: batchSize, after }))) {
       for (const row of rows) yield { receipt: RevocationReceipt.fromPartial(whose(row)), totalSize };
-      after = rows.at(-1);
-      if (after === undefined) return;
     }
   }
 
   return {
     async deleteAccount(request, call) {
-      const row = await getAnyAccount(db, request, request.accountId);
+      const row = await getAnyAccount(db, request, request.accountId, toDo("manage", call));
       const { projectId, environment, externalUserId, id: accountId } = row;
       await claimForRevocation(db, { projectId, environment, externalUserId, accountId }, 1, new Date(now()));
-      const [receipt] = await destroy([row], call);
+      const [receipt] = await destroyAccounts(revoking, [row], { action: "DeleteAccount", call });
       return { receipt };
     },
     revokeAllAccounts(request, call) {
-      const filter = filterOf(request);
-      return request.dryRun ? rehearse(filter) : revokeAll(filter, call);
+      const { dryRun, includeRevoked } = request;
+      const filter = { ...filterOf(request), actor: call.caller.token?.actor };
+      if (dryRun && includeRevoked) throw invalidField("include_revoked", "means nothing in a dry run");
+      return dryRun ? rehearse(filter) : revokeAll(filter, includeRevoked, { action: "RevokeAllAccounts", call });
     },
   };
+}
+
+async function* pages(
+  read: (after: AccountRow | undefined) => Promise<readonly AccountRow[]>,
+): AsyncGenerator<readonly AccountRow[]> {
+  let after: AccountRow | undefined;
+  for (;;) {
+    const rows = await read(after);
+    if (rows.length > 0) yield rows;
+    after = rows.at(-1);
+    if (after === undefined) return;
+  }
 }
 
 function filterOf({ projectId, environment, target }: RevokeAllAccountsRequest): AccountFilter {
@@ -97,17 +88,4 @@ function filterOf({ projectId, environment, target }: RevokeAllAccountsRequest):
       // The contract requires one; a new one must not come to mean everything.
       throw new Error("a target without a filter");
   }
-}
-
-function whose({ id, externalUserId, appSlug }: AccountRow) {
-  return { accountId: id, externalUserId, appSlug };
-}
-
-/** The receipt of an account for which the vault had no credential. */
-function nothingDestroyed(row: AccountRow, time: Date): RevocationReceipt {
-  return RevocationReceipt.fromPartial({
-    ...whose(row),
-    destroyTime: row.revokeTime ?? time,
-    providerRevocation: ProviderRevocation.NOT_APPLICABLE,
-  });
 }

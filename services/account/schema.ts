@@ -1,6 +1,6 @@
 // The rows of the account database as TypeScript sees them; migrations/account makes the tables. They stand in one file
 // because Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
-import type { JSONColumnType, Kysely } from "kysely";
+import type { Generated, JSONColumnType, Kysely } from "kysely";
 
 /** The account database, or a transaction in it. */
 export type AccountDatabase = Kysely<Tables>;
@@ -13,12 +13,15 @@ export interface Tables {
   oauthApps: OauthAppRow;
   ownApps: OwnAppRow;
   appOverrides: AppOverrideRow;
-  connectTokens: ConnectTokenRow;
+  connectTokens: WithDefaults<ConnectTokenRow, "actorMemberId" | "actorRole">;
   connections: ConnectionRow;
-  accounts: AccountRow;
+  accounts: WithDefaults<AccountRow, "ownerMemberId" | "sharing" | "sharedMemberIds">;
   auditEntries: AuditEntryRow;
   events: EventRow;
 }
+
+/** A row of which some columns need not be given. */
+type WithDefaults<Row, Column extends keyof Row> = Omit<Row, Column> & { [Name in Column]: Generated<Row[Name]> };
 
 /** The two worlds of a project, as the contract numbers them. */
 export type EnvironmentNumber = 1 | 2;
@@ -104,6 +107,9 @@ export interface ConnectTokenRow {
   expireTime: Date;
   /** The attempt that its one use went to. */
   claimedBy: string | null;
+  /** The member for whom its maker acted: its bearer may do what that member may. Empty: no member. */
+  actorMemberId: string;
+  actorRole: string;
 }
 
 export interface ConnectionRow {
@@ -141,6 +147,12 @@ export interface AccountRow {
   createTime: Date;
   updateTime: Date;
   revokeTime: Date | null;
+  /** The member who connected it; empty: the project itself. */
+  ownerMemberId: string;
+  /** Who beside the owner may use it: member-rights.ts. */
+  sharing: "PRIVATE" | "WORKSPACE" | "MEMBERS";
+  /** Not empty with MEMBERS, and then alone. */
+  sharedMemberIds: readonly string[];
 }
 
 /** What is told of a resource. */

@@ -5,7 +5,7 @@ import { digest, newId } from "#libs/ids.ts";
 import type { StartConnectionRequest } from "#proto/deputy/account/v1/connect.ts";
 import { getAccount } from "./accounts.ts";
 import { checkBaseUrl, chooseApp, chooseOauthAppId, chooseScopes, completeFields } from "./app-choice.ts";
-import { findUsableConnectToken } from "./connect-tokens.ts";
+import { actorOfToken, findUsableConnectToken } from "./connect-tokens.ts";
 import { insertConnection } from "./connections.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
@@ -37,7 +37,10 @@ export function startConnectionHandler(
     const fields = completeFields(openFields, override.fields);
     checkBaseUrl(app, fields);
     if (request.accountId !== "") {
-      const account = await getAccount(db, token, request.accountId);
+      const account = await getAccount(db, token, request.accountId, {
+        actor: actorOfToken(token),
+        operation: "manage",
+      });
       if (account.appSlug !== app.slug) throw notFound("account");
     }
     const accountId = request.accountId || newId("apn");

@@ -9,9 +9,7 @@ const refuse = (method: string) => () => {
 
 /** Handlers of methods that are not built. */
 export const unbuiltHandlers = {
-  updateAccount: refuse("UpdateAccount"),
   listUsers: refuse("ListUsers"),
-  deleteUser: refuse("DeleteUser"),
   listProjects: refuse("ListProjects"),
   updateProject: refuse("UpdateProject"),
   deleteProject: refuse("DeleteProject"),

@@ -20,7 +20,7 @@ import {
   single,
 } from "./requests.ts";
 
-type Methods = "createAccount" | "getAccount" | "listAccounts" | "deleteAccount" | "revokeAllAccounts";
+type Methods = "createAccount" | "getAccount" | "listAccounts" | "deleteAccount" | "revokeAllAccounts" | "deleteUser";
 
 /** What is asked about accounts. */
 export type AccountClient = AppClient & Pick<Client<typeof AccountServiceDefinition>, Methods>;
@@ -116,6 +116,12 @@ export function addAccountRoutes(app: FastifyInstance, account: AccountClient): 
     app.delete(`${prefix}/accounts/:account_id`, async (request, reply) => {
       const named = { ...scopeOf(request), accountId: pathParameter(request, "account_id") };
       await account.deleteAccount(named, callerCall(request, revokeTimeoutMs));
+      return reply.code(204).send();
+    });
+
+    app.delete(`${prefix}/users/:external_user_id`, async (request, reply) => {
+      const named = { ...scopeOf(request), externalUserId: pathParameter(request, "external_user_id") };
+      await account.deleteUser(named, callerCall(request, revokeTimeoutMs));
       return reply.code(204).send();
     });
 

@@ -22,13 +22,13 @@ const refusals: readonly string[] = ["INVALID_ARGUMENT", "PERMISSION_DENIED", "F
 /** Explains one request. NOT_FOUND and outages are errors, as with Forward. */
 export async function explainForward(
   collaborators: ExplainCollaborators,
-  { projectId, environment, externalUserId, accountId, method, url, headers }: ExplainForwardRequest,
+  { projectId, environment, externalUserId, accountId, method, url, headers, use }: ExplainForwardRequest,
   call: Call,
 ): Promise<ExplainForwardResponse> {
   const asked = { externalUserId, accountId, method, url, headers, body: Buffer.alloc(0), timeoutMs: 0 };
   try {
     checkForm(asked);
-    const target = { projectId, environment, externalUserId, accountId };
+    const target = { projectId, environment, externalUserId, accountId, use };
     return await withLease(collaborators, target, call, async ({ lease }) =>
       composed(lease, asked, collaborators.compose),
     );

@@ -6,7 +6,7 @@
 //
 // Who may use an entry. The vault and the account service judged the token of the caller who asked first; whoever comes later
 // is let in by this process. That gives no right away. What their answers depend on is the project, the environment, the user,
-// the account and the member on whose behalf a caller acts: all of it is the key. What is left of a token, its signature, its
+// the account, the member on whose behalf a caller acts and what for: all of it is the key. What is left of a token, its signature, its
 // time and its scope, this process checks for every request, by the same code and the same keys. And the vault's own look at a
 // token guards against a proxy that is not to be trusted with more than the requests it was given; with this one lease such a
 // proxy can do what it likes in any case. A member's right that is taken away ends with the leases there are, ten seconds at most.
@@ -27,6 +27,8 @@ export interface LeaseKey {
   readonly externalUserId: string;
   readonly accountId: string;
   readonly actor: { readonly memberId: string; readonly role: string } | undefined;
+  /** What the member wants the account for, as the contract numbers it; 0 where there is none. */
+  readonly use: number;
 }
 
 /** Asks for a lease, for as long as it may be wanted. Nobody waits for a renewal. */
@@ -164,6 +166,6 @@ export function leaseCache<Lease extends Leasable>(
   };
 }
 
-function nameOf({ projectId, environment, externalUserId, accountId, actor }: LeaseKey): string {
-  return JSON.stringify([projectId, environment, externalUserId, accountId, actor?.memberId, actor?.role]);
+function nameOf({ projectId, environment, externalUserId, accountId, actor, use }: LeaseKey): string {
+  return JSON.stringify([projectId, environment, externalUserId, accountId, actor?.memberId, actor?.role, use]);
 }

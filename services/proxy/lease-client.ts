@@ -6,7 +6,7 @@ import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Call, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { AccountState, AccountUse, type GetAccountResponse } from "#proto/deputy/account/v1/accounts.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { InjectionLease, type LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
 import { type InlineCredential, inlineUse } from "./inline-credential.ts";
@@ -30,8 +30,11 @@ export interface LeasingCollaborators {
 /** The account that a request is for. */
 export type LeaseTarget = Pick<LeaseInjectionRequest, "projectId" | "environment" | "externalUserId" | "accountId">;
 
-/** An account, or the credential that is used in its place. */
-export type Credentialed = LeaseTarget & { readonly inlineCredential?: InlineCredential | undefined };
+/** An account, or the credential that is used in its place; and what for, where a caller acts for a member. */
+export type Credentialed = LeaseTarget & {
+  readonly inlineCredential?: InlineCredential | undefined;
+  readonly use: AccountUse;
+};
 
 /** A lease and the right to use it. */
 export interface Leased {
@@ -50,6 +53,8 @@ export class LeaseOver extends Error {
   }
 }
 
+type UseTarget = LeaseTarget & { readonly use: AccountUse };
+
 type Use<Answer> = (leased: Leased) => Promise<Answer>;
 
 // A lease ends before its use when a connection takes long, or the account is connected anew: seldom twice in a row.
@@ -62,12 +67,14 @@ const watchPauseMs = 300;
  */
 export async function withLease<Answer>(
   collaborators: LeasingCollaborators,
-  { projectId, environment, externalUserId, accountId, inlineCredential }: Credentialed,
+  { projectId, environment, externalUserId, accountId, inlineCredential, use: asked }: Credentialed,
   call: Call,
   use: Use<Answer>,
 ): Promise<Answer> {
   if (inlineCredential !== undefined) return use(inlineLease(collaborators.catalog, inlineCredential));
-  const target = { projectId, environment, externalUserId, accountId };
+  // Without a member it changes nothing, and must not make two leases of one.
+  const purpose = call.caller.token?.actor === undefined ? AccountUse.UNSPECIFIED : asked || AccountUse.NEW;
+  const target = { projectId, environment, externalUserId, accountId, use: purpose };
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await useLease(collaborators, target, call, use);
@@ -100,7 +107,7 @@ const callersOwn: Leased["hold"] = {
 
 async function useLease<Answer>(
   collaborators: LeasingCollaborators,
-  target: LeaseTarget,
+  target: UseTarget,
   call: Call,
   use: Use<Answer>,
 ): Promise<Answer> {
@@ -119,19 +126,22 @@ async function useLease<Answer>(
   }
 }
 
-/** The account service says whose the account is and that it is active; the vault judges the caller's token by itself. */
+/**
+ * The account service says whose the account is, that it is active, and whether the member may use it so; the vault judges the
+ * caller's token by itself. Both are asked at once; on behalf of a member one after the other: the vault knows no members, and
+ * is to lease nothing that is then thrown away.
+ */
 async function leaseFor(
   { account, vault, leases }: LeasingCollaborators,
-  target: LeaseTarget,
+  { use, ...target }: UseTarget,
   call: Call & { readonly isRenewal: boolean },
 ): Promise<InjectionLease> {
+  const look = account.getAccount({ ...target, use }, call);
+  if (call.caller.token?.actor !== undefined) requireActive(await look);
   const leasing = call.isRenewal ? leases.renew(target, call) : leaseAtOnce();
   // When both refuse, the account service's answer is the one told; the other must not count as unhandled.
   leasing.catch(() => undefined);
-  const { account: found } = await account.getAccount(target, call);
-  if (found?.state !== AccountState.ACTIVE) {
-    throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
-  }
+  requireActive(await look);
   return leasing;
 
   async function leaseAtOnce(): Promise<InjectionLease> {
@@ -139,6 +149,11 @@ async function leaseFor(
     if (lease === undefined) throw new Error("the vault answered without a lease");
     return lease;
   }
+}
+
+function requireActive({ account }: GetAccountResponse): void {
+  if (account?.state === AccountState.ACTIVE) return;
+  throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
 }
 
 function vaultUnreachable(): StatusError {

@@ -29,6 +29,7 @@ export type AuditAction =
   | "app.put"
   | "app.destroyed"
   | "keys.rotated"
+  | "user.erased"
   // Something that is sealed does not open, by the purpose of its envelope.
   | `${Purpose}.damaged`;
 

@@ -144,6 +144,29 @@ export async function failAuthorizationsOf(
     .execute();
 }
 
+/** Ends all authorizations of a user who is erased, and lets them tell of a pseudonym. Gives how many there were. */
+export async function failAuthorizationsOfUser(
+  db: VaultDatabase,
+  user: Pick<AuthorizationsTable, "projectId" | "environment" | "externalUserId">,
+  pseudonym: string,
+): Promise<number> {
+  const isOver = sql<boolean>`state in ('SUCCEEDED', 'FAILED')`;
+  const { numUpdatedRows } = await db
+    .updateTable("authorizations")
+    .set({
+      ...wiped,
+      externalUserId: pseudonym,
+      identityName: "",
+      state: sql`case when ${isOver} then state else 'FAILED' end`,
+      failureReason: sql`case when ${isOver} then failure_reason else 'ACCOUNT_REVOKED' end`,
+    })
+    .where("projectId", "=", user.projectId)
+    .where("environment", "=", user.environment)
+    .where("externalUserId", "=", user.externalUserId)
+    .executeTakeFirst();
+  return Number(numUpdatedRows);
+}
+
 /** Wipes the verifiers of what nobody came back for, and drops what ended so long ago that no repeat will ask. */
 export async function sweepAuthorizations(db: VaultDatabase): Promise<void> {
   await db

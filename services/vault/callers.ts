@@ -22,6 +22,7 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   revealCredential: [{ service: "account", scope: "credentials:reveal" }],
   // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
   destroyCredentials: [...account, ...operator],
+  eraseUser: account,
   leaseInjection: [proxyForCaller],
   // Each renewal carries the token of its caller.
   renewLeases: [{ service: "proxy" }],

@@ -10,6 +10,7 @@ import { actorOf } from "./audit-entries.ts";
 import { credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
 import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
+import { eraseUser } from "./erase-user.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { requireUsable, shadowed } from "./lease.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
@@ -35,7 +36,7 @@ export interface CredentialHandlerOptions {
 
 type CredentialHandlers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "getCredential" | "refreshCredential" | "revealCredential" | "destroyCredentials"
+  "storeCredential" | "getCredential" | "refreshCredential" | "revealCredential" | "destroyCredentials" | "eraseUser"
 >;
 
 /** The handlers over their collaborators. */
@@ -93,6 +94,11 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       const now = await readClock(db);
       const sign = async (one: DestroyedCredential) => receiptMessage(one, await signReceipt(signingKey, one, now));
       return { receipts: await Promise.all(destroyed.map(sign)) };
+    },
+
+    async eraseUser({ projectId, externalUserId, pseudonym, ...request }, call) {
+      const user = { projectId, externalUserId, pseudonym, environment: environmentName(request.environment) };
+      return { destroyed: await eraseUser(options, { ...user, actor: actorOf(call) }) };
     },
   };
 }

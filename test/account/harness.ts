@@ -72,7 +72,8 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
     proxy: { ...keyApp.proxy, base_url: "https://{{custom_fields.tenant}}.example.com" },
   });
   for (const app of moreApps) catalog.set(app.slug, app);
-  const tokenKeys = await loadTokenKeys(newTokenKey());
+  const tokenKey = newTokenKey();
+  const tokenKeys = await loadTokenKeys(tokenKey);
   const clock = { aheadMs: 0 };
   const now = () => Date.now() + clock.aheadMs;
   const vaultClient = createClient(CredentialVaultDefinition, {
@@ -115,7 +116,7 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines };
+  return { operator, gateway, proxy, api, vault, db, owner, clock, lines, tokenKeys, tokenKey, database };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;
@@ -140,6 +141,18 @@ export async function issue(
 ): Promise<string> {
   const grant = { $case: "clientCredentials", value: { clientId, clientSecret } } as const;
   return (await api.issueAccessToken({ grant }, call())).accessToken;
+}
+
+/** An access token of a caller who acts for a member. */
+export async function memberToken(
+  { tokenKeys, clock }: Account,
+  projectId: string,
+  memberId: string,
+  { role = "member", scope = "connect:*" } = {},
+): Promise<string> {
+  const nowMs = Date.now() + clock.aheadMs;
+  const claims = { sub: "cli_members", project_id: projectId, scope, actor: { member_id: memberId, role } };
+  return (await tokenKeys.sign(claims, nowMs, nowMs + 3_600_000)).token;
 }
 
 /** An OAuth app for the sandbox. */

@@ -23,6 +23,7 @@ type Answers = Pick<
   | "completeAuthorization"
   | "destroyCredentials"
   | "putOauthClient"
+  | "eraseUser"
   | "destroyOauthClient"
   | "putApp"
   | "destroyApp"
@@ -63,6 +64,7 @@ export async function startRecordingVault() {
       }),
     }),
     putOauthClient: async () => ({}),
+    eraseUser: async () => ({ destroyed: 0 }),
     destroyOauthClient: async () => ({}),
     putApp: async () => ({}),
     destroyApp: async () => ({}),

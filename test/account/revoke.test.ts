@@ -210,3 +210,66 @@ test("refuses to revoke without a target, in another project, without the scope,
   );
   expect(await collect(byOperator)).toHaveLength(2);
 });
+
+test("tells each revocation once, in the audit and as an event, by whichever call ended it", async () => {
+  const acme = await newProject(account);
+  const ids = await insertAccounts(account, acme.projectId, 450);
+  const told = async () => {
+    const events = await db.selectFrom("events").selectAll().where("projectId", "=", acme.projectId).execute();
+    const entries = await db.selectFrom("auditEntries").selectAll().where("projectId", "=", acme.projectId).execute();
+    const revoked = events.filter(({ type }) => type === "account.revoked");
+    const actions = entries.filter(({ action }) => ["RevokeAllAccounts", "DeleteAccount"].includes(action));
+    return { revoked, actions };
+  };
+  let batches = 0;
+  vault.hooks.before = async (method) => {
+    if (method === "destroyCredentials" && ++batches === 2) vault.failNext("destroyCredentials");
+  };
+  await expect(revokeAll(acme.token)).rejects.toMatchObject({ code: "UNAVAILABLE" });
+  delete vault.hooks.before;
+  expect((await told()).revoked).toHaveLength(200);
+  await revokeAll(acme.token);
+  await revokeAll(acme.token, everything, { includeRevoked: true });
+  await api.deleteAccount({ environment: development, accountId: ids[0] ?? "" }, call(acme.token));
+  const { revoked, actions } = await told();
+  expect(revoked.map(({ accountId }) => accountId).sort()).toEqual([...ids].sort());
+  expect(actions.map(({ resourceId }) => resourceId).sort()).toEqual([...ids].sort());
+  expect(revoked[0]).toMatchObject({
+    environment: development,
+    externalUserId: "ann",
+    data: { providerRevocation: "PENDING", revokeTime: expect.any(String), destroyTime: expect.any(String) },
+  });
+  expect(actions[0]).toMatchObject({
+    action: "RevokeAllAccounts",
+    actor: acme.clientId,
+    before: { state: "ACTIVE", externalUserId: "ann" },
+    after: { state: "REVOKED" },
+  });
+});
+
+test("ends no revocation that it could not tell of", async () => {
+  const acme = await newProject(account);
+  const { id } = await newKeyAccount(account, acme.token);
+  const remove = () => api.deleteAccount({ environment: development, accountId: id }, call(acme.token));
+  await account.owner.query("alter table events add constraint broken check (type <> 'account.revoked') not valid");
+  await expect(remove()).rejects.toMatchObject({ code: "INTERNAL" });
+  await account.owner.query("alter table events drop constraint broken");
+  expect(await states(acme.projectId)).toEqual(["REVOKING"]);
+  await remove();
+  expect(await states(acme.projectId)).toEqual(["REVOKED"]);
+});
+
+test("gives a repeat the receipts of before when it asks for them, each once", async () => {
+  const acme = await newProject(account);
+  const ids = await insertAccounts(account, acme.projectId, 430);
+  await insertAccounts(account, (await newProject(account)).projectId, 3);
+  const first = await revokeAll(acme.token, { $case: "appSlug", value: "sandbox_query_key" });
+  expect(first).toHaveLength(215);
+  const all = await revokeAll(acme.token, everything, { includeRevoked: true });
+  expect(all.map(({ receipt }) => receipt?.accountId).sort()).toEqual([...ids].sort());
+  expect(all.every(({ totalSize, receipt }) => totalSize === 430 && receipt?.jws !== "")).toBe(true);
+  const ofBob = await revokeAll(acme.token, { $case: "externalUserId", value: "bob" }, { includeRevoked: true });
+  expect(ofBob).toEqual([]);
+  const dry = revokeAll(acme.token, everything, { dryRun: true, includeRevoked: true });
+  await expect(dry).rejects.toMatchObject({ violations: [{ field: "include_revoked" }] });
+});

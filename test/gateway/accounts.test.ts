@@ -201,12 +201,32 @@ describe("accounts", () => {
   });
 });
 
+describe("a user", () => {
+  it("is erased, whatever letters its id has, with 204", async () => {
+    const answer = await gateway.send("/v1/connect/proj_1/users/user%201%2F%C3%A9", { method: "DELETE" });
+    expect([answer.status, await answer.text()]).toEqual([204, ""]);
+    const [first] = asked();
+    expect(first).toMatchObject({
+      method: "deleteUser",
+      request: { projectId: "proj_1", environment: 1, externalUserId: "user 1/é" },
+    });
+  });
+
+  it("without an id is nobody, and not everybody", async () => {
+    for (const path of ["/v1/connect/proj_1/users/", "/v1/connect/users/"]) {
+      expect((await gateway.send(path, { method: "DELETE" })).status).toBeGreaterThanOrEqual(400);
+    }
+    expect(asked()).toEqual([]);
+  });
+});
+
 describe("a connect token", () => {
   it.each([
     ["GET", "/v1/connect/accounts?app=slack", "listAccounts"],
     ["GET", "/v1/connect/accounts/apn_1", "getAccount"],
     ["GET", "/v1/connect/users/user-1/accounts", "listAccounts"],
     ["DELETE", "/v1/connect/accounts/apn_1", "deleteAccount"],
+    ["DELETE", "/v1/connect/users/user-1", "deleteUser"],
     ["GET", "/v1/connect/apps", "listApps"],
   ])("serves for %s %s without a project or an environment", async (method, path, rpc) => {
     const answer = await gateway.sendBare(path, { method, ...withConnectToken });

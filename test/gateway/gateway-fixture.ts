@@ -98,6 +98,7 @@ const accountHandlers: AccountHandlers = {
       : { accounts: [accountOf({ id: "apn_2", appSlug: "gone", oauthAppId: "" })], nextPageToken: "", totalSize: 2 },
   createAccount: async ({ appSlug }) => ({ account: accountOf({ appSlug, oauthAppId: "" }) }),
   deleteAccount: async () => ({ receipt: undefined }),
+  deleteUser: async () => ({ receipts: [] }),
   revokeAllAccounts: async function* () {
     yield { receipt: undefined, totalSize: 1 };
   },
@@ -166,6 +167,7 @@ const callers = {
   listAccounts: api("connect:accounts:read"),
   createAccount: api("connect:accounts:write"),
   deleteAccount: api("connect:accounts:write"),
+  deleteUser: api("connect:users:write"),
   revokeAllAccounts: [{ service: "gateway", scope: "connect:accounts:write" }],
   getApp: api("connect:apps:read"),
   listApps: api("connect:apps:read"),

@@ -12,6 +12,7 @@ const key: LeaseKey = {
   externalUserId: "user-1",
   accountId: "apn_1",
   actor: { memberId: "mem_1", role: "member" },
+  use: 1,
 };
 const revoked = { code: "FAILED_PRECONDITION", reason: "ACCOUNT_REVOKED" };
 const tokenExpired = new StatusError("UNAUTHENTICATED", "TOKEN_EXPIRED", "The access token has expired.");
@@ -81,6 +82,7 @@ describe("the cache", () => {
     ["member", { actor: { memberId: "mem_2", role: "member" } }],
     ["role of the same member", { actor: { memberId: "mem_1", role: "owner" } }],
     ["caller who acts for no member", { actor: undefined }],
+    ["use by the same member", { use: 3 }],
   ])("does not give it to another %s", async (_name, change) => {
     const { borrow } = newCache();
     await borrow("a");

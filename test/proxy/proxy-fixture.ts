@@ -10,7 +10,7 @@ import { createClient } from "#libs/rpc-client.ts";
 import type { RunningServer } from "#libs/rpc-server.ts";
 import { startServer } from "#libs/rpc-server.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { Account, AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import { Account, AccountState, type AccountUse } from "#proto/deputy/account/v1/accounts.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import type { ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
@@ -46,6 +46,8 @@ export interface Answers {
   readonly account: Partial<Account>;
   readonly lease: Partial<InjectionLease>;
   readonly vaultFault?: StatusError;
+  /** What the account service says of a use by a member; undefined: it may. */
+  readonly judgeUse?: (use: AccountUse) => StatusError | undefined;
   /** Makes the next generation, or says why not. */
   readonly refresh?: (generation: bigint) => Promise<RefreshCredentialResponse>;
 }
@@ -58,6 +60,8 @@ export interface ProxyFixture {
   /** What each call of RenewLeases asked for. */
   readonly renewals: LeaseRenewal[][];
   readonly accountReads: string[];
+  /** What for, read by read. */
+  readonly uses: AccountUse[];
   readonly exchanges: string[];
   /** The generations whose refresh the proxy has asked for; what the vault answers is `answers.refresh`. */
   readonly refreshes: { readonly generation: bigint; readonly externalUserId: string; readonly token: string }[];
@@ -135,6 +139,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const leases: ProxyFixture["leases"] = [];
   const renewals: LeaseRenewal[][] = [];
   const accountReads: string[] = [];
+  const uses: AccountUse[] = [];
   const exchanges: string[] = [];
   const refreshes: ProxyFixture["refreshes"] = [];
   let answers: Answers = { account: {}, lease: {} };
@@ -146,9 +151,12 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     service: "account",
     callers: { getAccount: viaProxy, getTokenKeys: [{ service: "proxy" }], issueAccessToken: [{ service: "proxy" }] },
     handlers: {
-      getAccount: async ({ accountId, externalUserId }) => {
+      getAccount: async ({ accountId, externalUserId, use }) => {
         accountReads.push(accountId);
+        uses.push(use);
         if (accountId !== "apn_1" || externalUserId !== "user-1") throw notFound("account");
+        const refusal = answers.judgeUse?.(use);
+        if (refusal !== undefined) throw refusal;
         return { account: Account.fromPartial({ id: accountId, state: AccountState.ACTIVE, ...answers.account }) };
       },
       getTokenKeys: async () => ({ keys: [...(await tokenKeys())] }),
@@ -255,6 +263,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     leases,
     renewals,
     accountReads,
+    uses,
     exchanges,
     refreshes,
     settings: {
@@ -280,6 +289,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
       leases.length = 0;
       renewals.length = 0;
       accountReads.length = 0;
+      uses.length = 0;
       exchanges.length = 0;
       refreshes.length = 0;
       watch.heard.length = 0;

@@ -43,8 +43,8 @@ const ciphers = /^(create(Cipheriv|Decipheriv)|(public|private)(Encrypt|Decrypt)
 // files named after an RPC. The gateway has no ideas of its own: all of it turns HTTP into the contract and back.
 const contractSpeakers =
   /^(?:.*-)?(?:main|service|handlers|handler-group|messages|client|clients|callers|vault|authenticate|unbuilt)\.ts$/;
-// What RevokeAllAccounts and DeleteAccount share.
-const sharedByRpcs = new Set(["revoke-accounts.ts"]);
+// What RevokeAllAccounts, DeleteAccount and DeleteUser share.
+const sharedByRpcs = new Set(["revoke-accounts.ts", "revocation.ts"]);
 const hubNames = new Set(["index.ts", "types.ts", "utils.ts", "context.ts", "constants.ts", "helpers.ts", "common.ts"]);
 const machinePaths = /\/(?:work|root|home|Users)\/[\w.]/;
 const secretValue = /\b\w*(?:secret|password|token|key)\w*["']?\s*[:=]\s*["'][A-Za-z0-9+/_=-]{16,}["']/i;

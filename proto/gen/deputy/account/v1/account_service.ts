@@ -132,7 +132,7 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Lists accounts by user, app, OAuth app or health. */
+    /** Lists accounts by user, app, OAuth app, health or state. */
     listAccounts: {
       name: "ListAccounts",
       requestType: ListAccountsRequest as typeof ListAccountsRequest,
@@ -159,7 +159,10 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Destroys the credentials of many accounts, one receipt each. May be repeated: what is revoked stays so. */
+    /**
+     * Destroys the credentials of many accounts, one receipt each. May be repeated: what is revoked stays so, and is left out
+     * unless it is asked for.
+     */
     revokeAllAccounts: {
       name: "RevokeAllAccounts",
       requestType: RevokeAllAccountsRequest as typeof RevokeAllAccountsRequest,
@@ -177,7 +180,7 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Erases a user with every account. */
+    /** Erases a user with every account. May be repeated; a user who is not there is erased already. */
     deleteUser: {
       name: "DeleteUser",
       requestType: DeleteUserRequest as typeof DeleteUserRequest,

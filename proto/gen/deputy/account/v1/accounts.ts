@@ -73,6 +73,27 @@ export namespace AccountSharing {
   export type MEMBERS = typeof AccountSharing.MEMBERS;
 }
 
+/** What a member wants an account for: the product says which of its own things (a step, a job, an automation) asks. */
+export const AccountUse = {
+  /** UNSPECIFIED - Not given: NEW where a use is asked for. */
+  UNSPECIFIED: 0,
+  /** NEW - Something new is made to use it. */
+  NEW: 1,
+  /** CHANGE - Something that uses it already is changed. */
+  CHANGE: 2,
+  /** TEST - Something that uses it already is run as it is. */
+  TEST: 3,
+} as const;
+
+export type AccountUse = typeof AccountUse[keyof typeof AccountUse];
+
+export namespace AccountUse {
+  export type UNSPECIFIED = typeof AccountUse.UNSPECIFIED;
+  export type NEW = typeof AccountUse.NEW;
+  export type CHANGE = typeof AccountUse.CHANGE;
+  export type TEST = typeof AccountUse.TEST;
+}
+
 /** What became of a grant at its provider. */
 export const ProviderRevocation = {
   /** UNSPECIFIED - Not given: a dry run. */
@@ -244,6 +265,11 @@ export interface GetAccountRequest {
   externalUserId: string;
   /** Required. The account. */
   accountId: string;
+  /**
+   * Optional. What the account is wanted for: it is given only when the member for whom the caller acts may use it so. A proxy
+   * always asks for a use.
+   */
+  use: AccountUse;
 }
 
 /** One account. */
@@ -252,7 +278,7 @@ export interface GetAccountResponse {
   account: Account | undefined;
 }
 
-/** Selects accounts; filters are joined by "and". Revoked accounts are not listed. */
+/** Selects accounts; filters are joined by "and". A caller who acts for a member gets what that member may see. */
 export interface ListAccountsRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
@@ -270,6 +296,8 @@ export interface ListAccountsRequest {
   pageSize: number;
   /** Optional. `next_page_token` of the page before. */
   pageToken: string;
+  /** Optional. Only accounts in this state; ACTIVE when not given. REVOKED gives the tombstones. */
+  state: AccountState;
 }
 
 /** One page of accounts, in the order in which they were connected. */
@@ -296,13 +324,13 @@ export interface UpdateAccountRequest {
   name?:
     | string
     | undefined;
-  /** Optional. The new sharing. */
+  /** Optional. The new sharing; UNSPECIFIED stands for the default of the owner that the account then has. */
   sharing?:
     | AccountSharing
     | undefined;
-  /** Optional. The members it is shared with; read only with sharing MEMBERS. */
+  /** Required with sharing MEMBERS, and refused without it. All the members it is shared with from now on. */
   sharedMemberIds: string[];
-  /** Optional. The new owner. */
+  /** Optional. The new owner; empty for none. */
   ownerMemberId?: string | undefined;
 }
 
@@ -330,7 +358,10 @@ export interface DeleteAccountResponse {
   receipt: RevocationReceipt | undefined;
 }
 
-/** Selects the accounts whose credentials are to be destroyed. */
+/**
+ * Selects the accounts whose credentials are to be destroyed. For a caller who acts for a member: of those that the member may
+ * delete.
+ */
 export interface RevokeAllAccountsRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
@@ -353,6 +384,8 @@ export interface RevokeAllAccountsRequest {
     | undefined;
   /** Optional. Only says what would be revoked. */
   dryRun: boolean;
+  /** Optional. Gives the receipts of accounts that were revoked before as well, after the others: for a caller that lost them. */
+  includeRevoked: boolean;
 }
 
 /** One account of a RevokeAllAccounts stream. When the stream has ended with OK, every account selected is unusable. */
@@ -1240,7 +1273,7 @@ export const CreateAccountResponse: MessageFns<CreateAccountResponse> = {
 };
 
 function createBaseGetAccountRequest(): GetAccountRequest {
-  return { projectId: "", environment: 0, externalUserId: "", accountId: "" };
+  return { projectId: "", environment: 0, externalUserId: "", accountId: "", use: 0 };
 }
 
 export const GetAccountRequest: MessageFns<GetAccountRequest> = {
@@ -1256,6 +1289,9 @@ export const GetAccountRequest: MessageFns<GetAccountRequest> = {
     }
     if (message.accountId !== "") {
       writer.uint32(34).string(message.accountId);
+    }
+    if (message.use !== 0) {
+      writer.uint32(40).int32(message.use);
     }
     return writer;
   },
@@ -1305,6 +1341,14 @@ export const GetAccountRequest: MessageFns<GetAccountRequest> = {
             message.accountId = reader.string();
             continue;
           }
+          case 5: {
+            if (tag !== 40) {
+              break;
+            }
+
+            message.use = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1326,6 +1370,7 @@ export const GetAccountRequest: MessageFns<GetAccountRequest> = {
     message.environment = object.environment ?? 0;
     message.externalUserId = object.externalUserId ?? "";
     message.accountId = object.accountId ?? "";
+    message.use = object.use ?? 0;
     return message;
   },
 };
@@ -1397,6 +1442,7 @@ function createBaseListAccountsRequest(): ListAccountsRequest {
     health: 0,
     pageSize: 0,
     pageToken: "",
+    state: 0,
   };
 }
 
@@ -1425,6 +1471,9 @@ export const ListAccountsRequest: MessageFns<ListAccountsRequest> = {
     }
     if (message.pageToken !== "") {
       writer.uint32(66).string(message.pageToken);
+    }
+    if (message.state !== 0) {
+      writer.uint32(72).int32(message.state);
     }
     return writer;
   },
@@ -1506,6 +1555,14 @@ export const ListAccountsRequest: MessageFns<ListAccountsRequest> = {
             message.pageToken = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1531,6 +1588,7 @@ export const ListAccountsRequest: MessageFns<ListAccountsRequest> = {
     message.health = object.health ?? 0;
     message.pageSize = object.pageSize ?? 0;
     message.pageToken = object.pageToken ?? "";
+    message.state = object.state ?? 0;
     return message;
   },
 };
@@ -1968,7 +2026,7 @@ export const DeleteAccountResponse: MessageFns<DeleteAccountResponse> = {
 };
 
 function createBaseRevokeAllAccountsRequest(): RevokeAllAccountsRequest {
-  return { projectId: "", environment: 0, target: undefined, dryRun: false };
+  return { projectId: "", environment: 0, target: undefined, dryRun: false, includeRevoked: false };
 }
 
 export const RevokeAllAccountsRequest: MessageFns<RevokeAllAccountsRequest> = {
@@ -1995,6 +2053,9 @@ export const RevokeAllAccountsRequest: MessageFns<RevokeAllAccountsRequest> = {
     }
     if (message.dryRun !== false) {
       writer.uint32(56).bool(message.dryRun);
+    }
+    if (message.includeRevoked !== false) {
+      writer.uint32(64).bool(message.includeRevoked);
     }
     return writer;
   },
@@ -2068,6 +2129,14 @@ export const RevokeAllAccountsRequest: MessageFns<RevokeAllAccountsRequest> = {
             message.dryRun = reader.bool();
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.includeRevoked = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2114,6 +2183,7 @@ export const RevokeAllAccountsRequest: MessageFns<RevokeAllAccountsRequest> = {
       }
     }
     message.dryRun = object.dryRun ?? false;
+    message.includeRevoked = object.includeRevoked ?? false;
     return message;
   },
 };

@@ -3,6 +3,7 @@
 
 /* eslint-disable */
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
+import { AccountUse } from "../../account/v1/accounts.ts";
 import { Environment } from "../../account/v1/environment.ts";
 
 export const protobufPackage = "deputy.proxy.v1";
@@ -54,7 +55,11 @@ export interface ForwardRequest {
    */
   timeoutMs: number;
   /** Optional. Used in place of an account. */
-  inlineCredential: InlineCredential | undefined;
+  inlineCredential:
+    | InlineCredential
+    | undefined;
+  /** Optional. What the account is wanted for by the member for whom the caller acts; NEW when not given. Read only then. */
+  use: AccountUse;
 }
 
 /** What the upstream answered. */
@@ -127,6 +132,8 @@ export interface ExplainForwardRequest {
   url: string;
   /** Optional. Headers as they would be given to Forward. */
   headers: Header[];
+  /** Optional. The use as it would be given to Forward. */
+  use: AccountUse;
 }
 
 /** What would be sent, or why not. */
@@ -367,6 +374,7 @@ function createBaseForwardRequest(): ForwardRequest {
     body: Buffer.alloc(0),
     timeoutMs: 0,
     inlineCredential: undefined,
+    use: 0,
   };
 }
 
@@ -401,6 +409,9 @@ export const ForwardRequest: MessageFns<ForwardRequest> = {
     }
     if (message.inlineCredential !== undefined) {
       InlineCredential.encode(message.inlineCredential, writer.uint32(82).fork()).join();
+    }
+    if (message.use !== 0) {
+      writer.uint32(88).int32(message.use);
     }
     return writer;
   },
@@ -498,6 +509,14 @@ export const ForwardRequest: MessageFns<ForwardRequest> = {
             message.inlineCredential = InlineCredential.decode(reader, reader.uint32());
             continue;
           }
+          case 11: {
+            if (tag !== 88) {
+              break;
+            }
+
+            message.use = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -527,6 +546,7 @@ export const ForwardRequest: MessageFns<ForwardRequest> = {
     message.inlineCredential = (object.inlineCredential !== undefined && object.inlineCredential !== null)
       ? InlineCredential.fromPartial(object.inlineCredential)
       : undefined;
+    message.use = object.use ?? 0;
     return message;
   },
 };
@@ -881,7 +901,7 @@ export const ForwardStreamEnd: MessageFns<ForwardStreamEnd> = {
 };
 
 function createBaseExplainForwardRequest(): ExplainForwardRequest {
-  return { projectId: "", environment: 0, externalUserId: "", accountId: "", method: "", url: "", headers: [] };
+  return { projectId: "", environment: 0, externalUserId: "", accountId: "", method: "", url: "", headers: [], use: 0 };
 }
 
 export const ExplainForwardRequest: MessageFns<ExplainForwardRequest> = {
@@ -906,6 +926,9 @@ export const ExplainForwardRequest: MessageFns<ExplainForwardRequest> = {
     }
     for (const v of message.headers) {
       Header.encode(v!, writer.uint32(58).fork()).join();
+    }
+    if (message.use !== 0) {
+      writer.uint32(64).int32(message.use);
     }
     return writer;
   },
@@ -979,6 +1002,14 @@ export const ExplainForwardRequest: MessageFns<ExplainForwardRequest> = {
             message.headers.push(Header.decode(reader, reader.uint32()));
             continue;
           }
+          case 8: {
+            if (tag !== 64) {
+              break;
+            }
+
+            message.use = reader.int32() as any;
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1003,6 +1034,7 @@ export const ExplainForwardRequest: MessageFns<ExplainForwardRequest> = {
     message.method = object.method ?? "";
     message.url = object.url ?? "";
     message.headers = object.headers?.map((e) => Header.fromPartial(e)) || [];
+    message.use = object.use ?? 0;
     return message;
   },
 };

@@ -245,6 +245,24 @@ export interface DestroyCredentialsResponse {
   receipts: RevocationReceipt[];
 }
 
+/** Names the user to be erased. May be repeated. */
+export interface EraseUserRequest {
+  /** Required. The project. */
+  projectId: string;
+  /** Required. The environment. */
+  environment: Environment;
+  /** Required. The caller's own id of the user. */
+  externalUserId: string;
+  /** Required. What stands in the place of the id from now on. */
+  pseudonym: string;
+}
+
+/** What was erased. */
+export interface EraseUserResponse {
+  /** Output only. How many credentials were destroyed by this call: such as no account named. */
+  destroyed: number;
+}
+
 /** Stores a project's OAuth client, or changes it. */
 export interface PutOauthClientRequest {
   /** Required. The project. */
@@ -1884,6 +1902,152 @@ export const DestroyCredentialsResponse: MessageFns<DestroyCredentialsResponse> 
   fromPartial(object: DeepPartial<DestroyCredentialsResponse>): DestroyCredentialsResponse {
     const message = createBaseDestroyCredentialsResponse();
     message.receipts = object.receipts?.map((e) => RevocationReceipt.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseEraseUserRequest(): EraseUserRequest {
+  return { projectId: "", environment: 0, externalUserId: "", pseudonym: "" };
+}
+
+export const EraseUserRequest: MessageFns<EraseUserRequest> = {
+  encode(message: EraseUserRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.environment !== 0) {
+      writer.uint32(16).int32(message.environment);
+    }
+    if (message.externalUserId !== "") {
+      writer.uint32(26).string(message.externalUserId);
+    }
+    if (message.pseudonym !== "") {
+      writer.uint32(34).string(message.pseudonym);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EraseUserRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEraseUserRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.environment = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.externalUserId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.pseudonym = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<EraseUserRequest>): EraseUserRequest {
+    return EraseUserRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EraseUserRequest>): EraseUserRequest {
+    const message = createBaseEraseUserRequest();
+    message.projectId = object.projectId ?? "";
+    message.environment = object.environment ?? 0;
+    message.externalUserId = object.externalUserId ?? "";
+    message.pseudonym = object.pseudonym ?? "";
+    return message;
+  },
+};
+
+function createBaseEraseUserResponse(): EraseUserResponse {
+  return { destroyed: 0 };
+}
+
+export const EraseUserResponse: MessageFns<EraseUserResponse> = {
+  encode(message: EraseUserResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.destroyed !== 0) {
+      writer.uint32(8).int32(message.destroyed);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EraseUserResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEraseUserResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.destroyed = reader.int32();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<EraseUserResponse>): EraseUserResponse {
+    return EraseUserResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EraseUserResponse>): EraseUserResponse {
+    const message = createBaseEraseUserResponse();
+    message.destroyed = object.destroyed ?? 0;
     return message;
   },
 };

@@ -1,0 +1,99 @@
+// What all revocations share. For each account: REVOKING here, destroyed in the vault, REVOKED here, receipt. From the first
+// step on every lookup refuses the account, so a failure anywhere leaves it unusable and never half open; a repeat takes up
+// what is REVOKING. The vault answers only when no lease of the credentials can be in use any more. The last step tells of
+// itself: one audit entry and one event for each account, in its transaction, whoever began it.
+import type { Call } from "#libs/rpc.ts";
+import { ProviderRevocation, RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
+import { claimForRevocation, countUnrevoked, finishRevocation } from "./account-revocations.ts";
+import { type AccountFilter, accountTold } from "./accounts.ts";
+import { insertAuditEntries } from "./audit-entries.ts";
+import { insertEvents } from "./events.ts";
+import { ownRight, type Vault } from "./handler-group.ts";
+import type { AccountDatabase, AccountRow } from "./schema.ts";
+
+// One transaction of the vault each: large enough to be quick, small enough for receipts to flow and locks to be short.
+export const batchSize = 200;
+
+/** What revoking works with. */
+export interface Revoking {
+  readonly db: AccountDatabase;
+  readonly vault: Pick<Vault, "destroyCredentials">;
+  readonly now: () => number;
+}
+
+/** The RPC that revokes, for the audit, and who called it. */
+export interface RevokingCall {
+  readonly action: "DeleteAccount" | "RevokeAllAccounts" | "DeleteUser";
+  readonly call: Call;
+}
+
+/** The receipt of one account, and how many are selected in all. */
+export interface RevokedAccount {
+  readonly receipt: RevocationReceipt;
+  readonly totalSize: number;
+}
+
+/** Revokes what the filter selects, until nothing is left: accounts that are connected while this runs go too. */
+export async function* revokeMatching(
+  revoking: Revoking,
+  filter: AccountFilter,
+  by: RevokingCall,
+): AsyncGenerator<RevokedAccount> {
+  const { db, now } = revoking;
+  let totalSize = await countUnrevoked(db, filter);
+  for (let sent = 0; ; ) {
+    const rows = await claimForRevocation(db, filter, batchSize, new Date(now()));
+    if (rows.length === 0) return;
+    totalSize = Math.max(totalSize, sent + rows.length);
+    for (const receipt of await destroyAccounts(revoking, rows, by)) yield { receipt, totalSize };
+    sent += rows.length;
+  }
+}
+
+/** Destroys the credentials of accounts of one environment that are no longer ACTIVE. Of those REVOKED it gives the receipts. */
+export async function destroyAccounts(
+  { db, vault, now }: Revoking,
+  rows: readonly AccountRow[],
+  { action, call }: RevokingCall,
+): Promise<readonly RevocationReceipt[]> {
+  const [first] = rows;
+  if (first === undefined) return [];
+  const accountIds = rows.map(({ id }) => id);
+  const { projectId, environment } = first;
+  const { receipts } = await vault.destroyCredentials({ projectId, environment, accountIds }, ownRight(call));
+  const byAccount = new Map(receipts.map((receipt) => [receipt.accountId, receipt]));
+  const time = new Date(now());
+  const receiptOf = (row: AccountRow) => byAccount.get(row.id) ?? nothingDestroyed(row, time);
+  await db.transaction().execute(async (tx) => {
+    const ended = await finishRevocation(tx, projectId, accountIds, time);
+    await insertAuditEntries(tx, call, time, ...ended.map((row) => auditEntryOf(row, action)));
+    await insertEvents(tx, time, ...ended.map((row) => eventOf(row, receiptOf(row))));
+  });
+  return rows.map(receiptOf);
+}
+
+/** Whose account it is, as receipts say it. */
+export function whose({ id, externalUserId, appSlug }: AccountRow) {
+  return { accountId: id, externalUserId, appSlug };
+}
+
+function auditEntryOf(row: AccountRow, action: RevokingCall["action"]) {
+  const before = accountTold({ ...row, state: "ACTIVE" });
+  return { projectId: row.projectId, resourceId: row.id, action, before, after: accountTold(row) };
+}
+
+function eventOf(row: AccountRow, { destroyTime, providerRevocation }: RevocationReceipt) {
+  const { projectId, environment, externalUserId, id: accountId, appSlug } = row;
+  const name = Object.entries(ProviderRevocation).find(([, number]) => number === providerRevocation)?.[0] ?? "";
+  const data = { appSlug, revokeTime: row.revokeTime, destroyTime, providerRevocation: name };
+  return { projectId, environment, externalUserId, accountId, type: "account.revoked", data } as const;
+}
+
+/** The receipt of an account for which the vault had no credential. */
+function nothingDestroyed(row: AccountRow, time: Date): RevocationReceipt {
+  return RevocationReceipt.fromPartial({
+    ...whose(row),
+    destroyTime: row.revokeTime ?? time,
+    providerRevocation: ProviderRevocation.NOT_APPLICABLE,
+  });
+}
