@@ -3,17 +3,22 @@ import type { Catalog } from "#libs/catalog.ts";
 import type { Handlers } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { accountHandlers } from "./account-handlers.ts";
+import { apiClientHandlers } from "./api-client-handlers.ts";
 import { appHandlers } from "./app-handlers.ts";
+import { auditHandlers } from "./audit-handlers.ts";
 import { completeConnectionHandler } from "./complete-connection.ts";
 import { connectHandlers } from "./connect-handlers.ts";
 import { createAccountHandler } from "./create-account.ts";
+import { deleteProjectHandler } from "./delete-project.ts";
 import type { Vault } from "./handler-group.ts";
 import { projectHandlers } from "./project-handlers.ts";
 import { revocationHandlers } from "./revoke-accounts.ts";
 import type { AccountDatabase } from "./schema.ts";
 import { startConnectionHandler } from "./start-connection.ts";
+import { tokenHandlers } from "./token-handlers.ts";
 import type { TokenKeys } from "./token-keys.ts";
 import { unbuiltHandlers } from "./unbuilt.ts";
+import { userHandlers } from "./user-handlers.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -23,22 +28,29 @@ export interface Collaborators {
   readonly tokenKeys: TokenKeys;
   /** Where browsers reach the gateway: base of connect links and of the redirect URI registered at providers. */
   readonly gatewayUrl: string;
+  /** How many external users the development environment of a project takes; 0 for any number. */
+  readonly developmentUsers: number;
 }
 
 /** `now` gives milliseconds since 1970. */
 export function accountService(
-  { db, vault, catalog, tokenKeys, gatewayUrl }: Collaborators,
+  { db, vault, catalog, tokenKeys, gatewayUrl, developmentUsers }: Collaborators,
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
   return {
     ...unbuiltHandlers,
-    ...projectHandlers({ db, tokenKeys }, now),
+    ...projectHandlers({ db, catalog }, now),
+    ...deleteProjectHandler({ db, vault }, now),
+    ...apiClientHandlers({ db }, now),
+    ...tokenHandlers({ db, tokenKeys }, now),
+    ...userHandlers({ db }),
+    ...auditHandlers({ db }),
     ...appHandlers({ db, vault, catalog, redirectUri }, now),
-    ...connectHandlers({ db, catalog, gatewayUrl }, now),
+    ...connectHandlers({ db, catalog, gatewayUrl, developmentUsers }, now),
     ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
-    ...createAccountHandler({ db, vault, catalog }, now),
+    ...createAccountHandler({ db, vault, catalog, developmentUsers }, now),
     ...accountHandlers({ db }),
     ...revocationHandlers({ db, vault }, now),
   };

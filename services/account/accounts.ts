@@ -6,6 +6,7 @@
 import { sql } from "kysely";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
+import { holdProject } from "./projects.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 /** Whose accounts: an empty user means any. */
@@ -26,8 +27,10 @@ export interface AccountFilter extends AccountScope {
 /** What a new account is made of. */
 export type NewAccount = Omit<AccountRow, "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime">;
 
+/** Call it in a transaction: it holds the account's project. */
 export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
   const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", createTime: time, updateTime: time } as const;
+  await holdProject(db, account.projectId);
   return db
     .insertInto("accounts")
     .values({ ...account, ...fresh })

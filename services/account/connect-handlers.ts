@@ -9,18 +9,24 @@ import { getAccount } from "./accounts.ts";
 import { chooseApp, chooseOauthAppId, getNamedApp } from "./app-choice.ts";
 import { findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
 import { getConnection } from "./connections.ts";
+import { ensureUser } from "./external-users.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
-import { ensureUser, getProject } from "./projects.ts";
+import { getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
-import { requestedScopes } from "./scopes.ts";
+import { connectTokenScopes } from "./scopes.ts";
 import { refuseUnbuilt } from "./unbuilt.ts";
 
 const maxLifetimeSeconds = 14_400;
 
 export function connectHandlers(
-  { db, catalog, gatewayUrl }: { db: AccountDatabase; catalog: Catalog; gatewayUrl: string },
+  {
+    db,
+    catalog,
+    gatewayUrl,
+    developmentUsers,
+  }: { db: AccountDatabase; catalog: Catalog; gatewayUrl: string; developmentUsers: number },
   now: () => number,
 ): HandlerGroup<"createConnectToken" | "validateConnectToken" | "getConnection"> {
   /** The slug of the app that the token names, and a check that its OAuth app goes with it. */
@@ -52,7 +58,7 @@ export function connectHandlers(
   }
 
   return {
-    async createConnectToken(request) {
+    async createConnectToken(request, call) {
       refuseUnbuilt("webhook_uri", request.webhookUri);
       checkRedirectUri("success_redirect_uri", request.successRedirectUri, request.environment);
       checkRedirectUri("error_redirect_uri", request.errorRedirectUri, request.environment);
@@ -65,7 +71,7 @@ export function connectHandlers(
         projectId,
         environment: request.environment as EnvironmentNumber,
         externalUserId,
-        scopes: requestedScopes("scope", request.scope, ["connect:*"]),
+        scopes: connectTokenScopes(request.scope, call.caller.token?.scopes),
         allowedOrigins: request.allowedOrigins,
         successRedirectUri: request.successRedirectUri,
         errorRedirectUri: request.errorRedirectUri,
@@ -76,7 +82,7 @@ export function connectHandlers(
         createTime: new Date(timeMs),
         expireTime: new Date(timeMs + lifetimeMs),
       };
-      await ensureUser(db, token, token.createTime);
+      await ensureUser(db, token, token.createTime, developmentUsers);
       const text = await insertConnectToken(db, token);
       const link = new URL("/_static/connect.html", gatewayUrl);
       link.search = new URLSearchParams({

@@ -14,10 +14,11 @@ import {
   invalidConnectToken,
   releaseConnectToken,
 } from "./connect-tokens.ts";
+import { ensureUser } from "./external-users.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
-import { ensureUser, getProject } from "./projects.ts";
+import { getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { refuseUnbuilt } from "./unbuilt.ts";
 
@@ -28,10 +29,11 @@ interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "storeCredential" | "destroyCredentials">;
   readonly catalog: Catalog;
+  readonly developmentUsers: number;
 }
 
 export function createAccountHandler(
-  { db, vault, catalog }: Collaborators,
+  { db, vault, catalog, developmentUsers }: Collaborators,
   now: () => number,
 ): HandlerGroup<"createAccount"> {
   /** The row to be written, and the vault's request: nothing is written or sent before all of it has been judged. */
@@ -69,7 +71,7 @@ export function createAccountHandler(
     );
     const connected = { ...account, authorizedScopes: credential?.scopes ?? [] };
     const time = new Date(now());
-    if (isNew) await ensureUser(db, account, time);
+    if (isNew) await ensureUser(db, account, time, developmentUsers);
     const row = isNew ? await insertAccount(db, connected, time) : await updateReconnectedAccount(db, connected, time);
     if (row === undefined) throw accountRevoked(time);
     return row;

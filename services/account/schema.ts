@@ -26,8 +26,10 @@ export interface ProjectRow {
   name: string;
   appName: string;
   supportEmail: string;
+  requireKeyAuthTest: boolean;
   createTime: Date;
   updateTime: Date;
+  deleteTime: Date | null;
 }
 
 export interface ApiClientRow {

@@ -10,14 +10,7 @@ const refuse = (method: string) => () => {
 /** Handlers of methods that are not built. */
 export const unbuiltHandlers = {
   updateAccount: refuse("UpdateAccount"),
-  listUsers: refuse("ListUsers"),
   deleteUser: refuse("DeleteUser"),
-  listProjects: refuse("ListProjects"),
-  updateProject: refuse("UpdateProject"),
-  deleteProject: refuse("DeleteProject"),
-  listApiClients: refuse("ListApiClients"),
-  rotateApiClientSecret: refuse("RotateApiClientSecret"),
-  deleteApiClient: refuse("DeleteApiClient"),
   createApp: refuse("CreateApp"),
   updateApp: refuse("UpdateApp"),
   deleteApp: refuse("DeleteApp"),
@@ -34,7 +27,6 @@ export const unbuiltHandlers = {
   rotateWebhookKey: refuse("RotateWebhookKey"),
   listEvents: refuse("ListEvents"),
   watchAccounts: refuse("WatchAccounts"),
-  listAuditEntries: refuse("ListAuditEntries"),
 } satisfies Partial<Handlers<typeof AccountServiceDefinition>>;
 
 /** Refuses a request that uses a field which is not built. */
