@@ -25,7 +25,7 @@ const claims = z.object({
   scope: z.string(),
   environment: z.number().optional(),
   external_user_id: z.string().optional(),
-  actor: z.object({ member_id: z.string(), role: z.enum(["owner", "admin", "member"]) }).optional(),
+  actor: z.object({ member_id: z.string(), role: z.string() }).optional(),
 });
 
 /** The claims that carry an identity. */

@@ -52,8 +52,11 @@ async function countAccounts(tx: AccountDatabase, projectId: string): Promise<bi
   return count;
 }
 
+// What is the project's alone and of no use without it. OAuth apps come later: the vault has their secrets.
+const belongings = ["apiClients", "externalUsers"] as const;
+
 async function endRights(tx: AccountDatabase, projectId: string, time: Date): Promise<void> {
-  await tx.deleteFrom("apiClients").where("projectId", "=", projectId).execute();
+  for (const table of belongings) await tx.deleteFrom(table).where("projectId", "=", projectId).execute();
   await tx
     .updateTable("connectTokens")
     .set({ expireTime: time })
@@ -66,7 +69,6 @@ async function endRights(tx: AccountDatabase, projectId: string, time: Date): Pr
     .where("projectId", "=", projectId)
     .where("state", "=", "PENDING")
     .execute();
-  await tx.deleteFrom("externalUsers").where("projectId", "=", projectId).execute();
 }
 
 /** Whether the project is deleted and has OAuth apps left. */
