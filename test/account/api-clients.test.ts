@@ -207,6 +207,11 @@ test.each([
   ["all of connect", ["connect:*"], ["connect:*"]],
   ["tokens alone", ["connect:tokens:create"], ["connect:accounts:read", "connect:accounts:write"]],
   [
+    "tokens and rights of other kinds",
+    ["connect:tokens:create", "connect:accounts:*", "connect:users:write", "credentials:reveal"],
+    ["connect:accounts:read", "connect:accounts:write", "connect:accounts:*", "connect:users:write"],
+  ],
+  [
     "tokens and the proxy",
     ["connect:tokens:create", "connect:proxy"],
     ["connect:accounts:read", "connect:accounts:write", "connect:proxy"],
