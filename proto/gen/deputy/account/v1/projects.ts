@@ -82,7 +82,7 @@ export interface GetProjectResponse {
 
 /** Selects projects. */
 export interface ListProjectsRequest {
-  /** Optional. Only projects whose name contains this text. */
+  /** Optional. Only projects whose name contains this text, in whatever case. */
   query: string;
   /** Optional. How many at most, 1 to 1000; 100 when not given. */
   pageSize: number;
