@@ -146,16 +146,23 @@ test("takes as long for a wrong secret as for an unknown client", async () => {
     await expect(authenticateApiClient(db, id, acme.clientSecret, new Date())).rejects.toThrow();
     return performance.now() - start;
   };
-  // One after the other, so that whatever the machine does besides meets both; the first ones warm up.
-  const times: Record<"wrong" | "unknown", number[]> = { wrong: [], unknown: [] };
-  for (let n = 0; n < 600; n += 1) {
-    times.wrong.push(await measure(other.clientId));
-    times.unknown.push(await measure(`cli_nobody${n % 2}`));
-  }
-  const median = (values: number[]) => values.slice(100).toSorted((a, b) => a - b)[250] ?? 0;
-  const ratio = median(times.wrong) / median(times.unknown);
-  expect(ratio).toBeGreaterThan(0.75);
-  expect(ratio).toBeLessThan(1.33);
+  /** By what factor one takes longer. In turns, so that whatever the machine does besides meets both; quick ones, so that it shows less. */
+  const compare = async () => {
+    const times: Record<"wrong" | "unknown", number[]> = { wrong: [], unknown: [] };
+    for (let n = 0; n < 250; n += 1) {
+      for (const kind of n % 2 === 0 ? (["wrong", "unknown"] as const) : (["unknown", "wrong"] as const)) {
+        times[kind].push(await measure(kind === "wrong" ? other.clientId : "cli_nobody"));
+      }
+    }
+    const quick = (values: number[]) => values.toSorted((a, b) => a - b)[50] ?? 0;
+    const ratio = quick(times.wrong) / quick(times.unknown);
+    return Math.max(ratio, 1 / ratio);
+  };
+  // A busy machine may spoil a round; a difference that is there would show in each.
+  const rounds = [];
+  do rounds.push(await compare());
+  while ((rounds.at(-1) ?? 0) > 1.3 && rounds.length < 3);
+  expect(Math.min(...rounds)).toBeLessThan(1.3);
 });
 
 test("names in an access token the member on whose behalf a client acts, whatever the client's scopes", async () => {
