@@ -5,12 +5,15 @@ import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_
 import { accountHandlers } from "./account-handlers.ts";
 import { apiClientHandlers } from "./api-client-handlers.ts";
 import { appHandlers } from "./app-handlers.ts";
+import { appOverrideHandlers } from "./app-override-handlers.ts";
 import { auditHandlers } from "./audit-handlers.ts";
 import { completeConnectionHandler } from "./complete-connection.ts";
 import { connectHandlers } from "./connect-handlers.ts";
 import { createAccountHandler } from "./create-account.ts";
+import { deleteOauthAppHandler } from "./delete-oauth-app.ts";
 import { deleteProjectHandler } from "./delete-project.ts";
 import type { Vault } from "./handler-group.ts";
+import { oauthAppHandlers } from "./oauth-app-handlers.ts";
 import { projectHandlers } from "./project-handlers.ts";
 import { revocationHandlers } from "./revoke-accounts.ts";
 import type { AccountDatabase } from "./schema.ts";
@@ -38,6 +41,7 @@ export function accountService(
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
+  const revocations = revocationHandlers({ db, vault }, now);
   return {
     ...unbuiltHandlers,
     ...projectHandlers({ db, catalog }, now),
@@ -46,12 +50,15 @@ export function accountService(
     ...tokenHandlers({ db, tokenKeys }, now),
     ...userHandlers({ db }),
     ...auditHandlers({ db }),
-    ...appHandlers({ db, vault, catalog, redirectUri }, now),
     ...connectHandlers({ db, catalog, gatewayUrl, developmentUsers }, now),
+    ...appHandlers({ catalog }),
+    ...oauthAppHandlers({ db, vault, catalog, redirectUri }, now),
+    ...deleteOauthAppHandler({ db, vault, revokeAllAccounts: revocations.revokeAllAccounts }, now),
+    ...appOverrideHandlers({ db, catalog }, now),
     ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
     ...createAccountHandler({ db, vault, catalog, developmentUsers }, now),
     ...accountHandlers({ db }),
-    ...revocationHandlers({ db, vault }, now),
+    ...revocations,
   };
 }

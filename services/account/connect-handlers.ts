@@ -13,6 +13,7 @@ import { ensureUser } from "./external-users.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
+import { applyOverride, chooseOverride } from "./override-choice.ts";
 import { getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { connectTokenScopes } from "./scopes.ts";
@@ -37,9 +38,12 @@ export function connectHandlers(
     return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).appSlug;
   }
 
-  /** The app that a token is asked about: named, or known by the account to be reconnected. */
+  /** The app that a token is asked about: named, or known by the account to be reconnected or by the app override. */
   async function appInQuestion(request: ValidateConnectTokenRequest, token: ConnectTokenRow): Promise<CatalogApp> {
-    if (request.accountId === "") return chooseApp(catalog, request.appSlug, token);
+    if (request.accountId === "") {
+      const override = await chooseOverride(db, token.projectId, request.appOverrideId);
+      return chooseApp(catalog, request.appSlug || override.appSlug, token);
+    }
     const { appSlug } = await getAccount(db, token, request.accountId);
     const app = chooseApp(catalog, appSlug, token);
     if (request.appSlug !== "" && getNamedApp(catalog, request.appSlug) !== app) {
@@ -51,10 +55,13 @@ export function connectHandlers(
   /** What can be connected with the token; a refusal is thrown. */
   async function judge(request: ValidateConnectTokenRequest, token: ConnectTokenRow) {
     const app = await appInQuestion(request, token);
-    if (app.auth !== "oauth2") return { app: appMessage(app), oauthAppId: "" };
-    const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
+    const { appOverrideId } = request;
+    const override = await applyOverride(db, token.projectId, app, appOverrideId, {});
+    const choice = { app: appMessage(app), appOverrideId, appOverrideFieldNames: Object.keys(override.fields) };
+    if (app.auth !== "oauth2") return { ...choice, oauthAppId: "" };
+    const oauthAppId = chooseOauthAppId(request.oauthAppId, token, override);
     const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
-    return { app: appMessage(app), oauthAppId: oauthApp.id };
+    return { ...choice, oauthAppId: oauthApp.id };
   }
 
   return {
@@ -94,7 +101,6 @@ export function connectHandlers(
     },
 
     async validateConnectToken(request) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findConnectToken(db, request.connectToken, new Date(now()));
       if (token === undefined || token.claimedBy !== null) {
         return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message });

@@ -53,7 +53,7 @@ async function countAccounts(tx: AccountDatabase, projectId: string): Promise<bi
 }
 
 // What is the project's alone and of no use without it. OAuth apps come later: the vault has their secrets.
-const belongings = ["apiClients", "externalUsers"] as const;
+const belongings = ["apiClients", "externalUsers", "appOverrides"] as const;
 
 async function endRights(tx: AccountDatabase, projectId: string, time: Date): Promise<void> {
   for (const table of belongings) await tx.deleteFrom(table).where("projectId", "=", projectId).execute();

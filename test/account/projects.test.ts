@@ -139,6 +139,7 @@ test("refuses to delete a project with accounts in either environment, and says 
 test("ends with a project whatever could act for it, and keeps what is proof", async () => {
   const { projectId, clientId, clientSecret, token } = await newProject(account);
   const oauthAppId = await newOauthApp(account, projectId);
+  await operator.createAppOverride({ projectId, appSlug: "sandbox", name: "pinned", oauthAppId }, call());
   const { id: accountId } = await newKeyAccount(account, token);
   await api.deleteAccount({ environment: development, accountId }, call(token));
   const connectToken = await newConnectToken(account, token);
