@@ -132,6 +132,8 @@ function serviceSettings({ ports, logLevel = "info" }: StackOptions, state: Stat
       DEPUTY_DATABASE_URL: databaseUrl(postgres, "account"),
       DEPUTY_DATABASE_PASSWORD_FILE: state.passwordFiles.account,
       DEPUTY_TOKEN_KEY_FILE: state.tokenKeyFile,
+      // Demos, tests and benchmarks make users without end.
+      DEPUTY_DEVELOPMENT_USERS: "0",
     },
     vault: {
       ...common("vault"),

@@ -7,6 +7,7 @@ import { sql } from "kysely";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { type Actor, allowedRows, type Right, requireRight, type Shared } from "./member-rights.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
+import { holdProject } from "./projects.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 /** Whose accounts: an empty user means any. */
@@ -33,9 +34,11 @@ export type NewAccount = Omit<
 > &
   Partial<Pick<AccountRow, "ownerMemberId">>;
 
+/** Call it in a transaction: it holds the account's project. */
 export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
   const times = { createTime: time, updateTime: time };
   const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", sharing: defaultSharing(account), ...times } as const;
+  await holdProject(db, account.projectId);
   return db
     .insertInto("accounts")
     .values({ ...account, ...fresh })

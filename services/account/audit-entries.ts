@@ -1,9 +1,11 @@
 // The table of management actions: who changed what. An entry is written in the transaction of the change that it tells, so
 // that neither is there without the other; the service may add entries and read them, and nothing else. No secret stands in
 // one: `before` and `after` are what callers may see of the resource.
+import type { Selectable } from "kysely";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
-import type { AccountDatabase } from "./schema.ts";
+import { isBefore, type Page, type PageOf, pageOf } from "./pages.ts";
+import type { AccountDatabase, AuditEntryRow } from "./schema.ts";
 
 /** What is told of a resource, without secrets; times as `Date`. */
 export type Told = Readonly<Record<string, unknown>>;
@@ -34,6 +36,41 @@ export async function insertAuditEntries(
     after: after === undefined ? null : JSON.stringify(after),
   }));
   await db.insertInto("auditEntries").values(rows).execute();
+}
+
+/** Which entries; what is empty or not given lets all through. */
+export interface AuditFilter {
+  readonly projectId: string;
+  readonly actor: string;
+  readonly action: string;
+  readonly resourceId: string;
+  readonly startTime?: Date | undefined;
+  /** Exclusive. */
+  readonly endTime?: Date | undefined;
+}
+
+/** An entry as it is read. */
+export type AuditEntry = Selectable<AuditEntryRow>;
+
+/** Entries, newest first. */
+export async function listAuditEntries(
+  db: AccountDatabase,
+  { projectId, actor, action, resourceId, startTime, endTime }: AuditFilter,
+  page: Page,
+): Promise<PageOf<AuditEntry>> {
+  let matching = db.selectFrom("auditEntries").selectAll().where("projectId", "=", projectId);
+  if (actor !== "") matching = matching.where("actor", "=", actor);
+  if (action !== "") matching = matching.where("action", "=", action);
+  if (resourceId !== "") matching = matching.where("resourceId", "=", resourceId);
+  if (startTime !== undefined) matching = matching.where("createTime", ">=", startTime);
+  if (endTime !== undefined) matching = matching.where("createTime", "<", endTime);
+  const rows = await matching
+    .where(isBefore(page.after))
+    .orderBy("createTime", "desc")
+    .orderBy("id", "desc")
+    .limit(page.size + 1)
+    .execute();
+  return pageOf(rows, page.size, rows.length);
 }
 
 /** Who made a call: `member:<id>`, `user:<external user id>`, an API client's id, or `service:<name>`. */

@@ -36,11 +36,13 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   // The redirect brings no token: the state and the browser's binding are the proof.
   completeConnection: [{ service: "gateway" }],
   getConnection: apiAndUsers("connect:accounts:read"),
-  createProject: operator,
+  // The handler refuses tokens, with a text that says why: a token has a project already.
+  createProject: api("connect:projects:write"),
   getProject: api("connect:projects:read"),
-  listProjects: operator,
+  listProjects: api("connect:projects:read"),
   updateProject: api("connect:projects:write"),
-  deleteProject: operator,
+  deleteProject: api("connect:projects:write"),
+  listProjectApps: apiAndUsers("connect:projects:read"),
   createApiClient: operator,
   listApiClients: operator,
   rotateApiClientSecret: operator,
@@ -69,5 +71,6 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   rotateWebhookKey: api("connect:projects:write"),
   listEvents: api("connect:projects:read"),
   watchAccounts: [{ service: "proxy" }, ...operator],
-  listAuditEntries: operator,
+  // Entries tell of accounts, users and settings alike, so no scope for one of these is enough.
+  listAuditEntries: api("connect:audit:read"),
 };

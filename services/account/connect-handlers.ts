@@ -9,20 +9,26 @@ import { getAccount } from "./accounts.ts";
 import { chooseApp, chooseOauthAppId, getNamedApp } from "./app-choice.ts";
 import { actorOfToken, findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
 import { getConnection } from "./connections.ts";
+import { ensureUser } from "./external-users.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
 import { applyOverride, chooseOverride } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
-import { ensureUser, getProject } from "./projects.ts";
+import { getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
-import { requestedScopes } from "./scopes.ts";
+import { connectTokenScopes } from "./scopes.ts";
 import { refuseUnbuilt } from "./unbuilt.ts";
 
 const maxLifetimeSeconds = 14_400;
 
 export function connectHandlers(
-  { db, catalogOf, gatewayUrl }: { db: AccountDatabase; catalogOf: CatalogOf; gatewayUrl: string },
+  {
+    db,
+    catalogOf,
+    gatewayUrl,
+    developmentUsers,
+  }: { db: AccountDatabase; catalogOf: CatalogOf; gatewayUrl: string; developmentUsers: number },
   now: () => number,
 ): HandlerGroup<"createConnectToken" | "validateConnectToken" | "getConnection"> {
   /** The slug of the app that the token names, and a check that its OAuth app goes with it. */
@@ -77,7 +83,7 @@ export function connectHandlers(
         projectId,
         environment: request.environment as EnvironmentNumber,
         externalUserId,
-        scopes: requestedScopes("scope", request.scope, ["connect:*"]),
+        scopes: connectTokenScopes(request.scope, call.caller.token?.scopes),
         allowedOrigins: request.allowedOrigins,
         successRedirectUri: request.successRedirectUri,
         errorRedirectUri: request.errorRedirectUri,
@@ -90,7 +96,7 @@ export function connectHandlers(
         createTime: new Date(timeMs),
         expireTime: new Date(timeMs + lifetimeMs),
       };
-      await ensureUser(db, token, token.createTime);
+      await ensureUser(db, token, token.createTime, developmentUsers);
       const text = await insertConnectToken(db, token);
       const link = new URL("/_static/connect.html", gatewayUrl);
       link.search = new URLSearchParams({

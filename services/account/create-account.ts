@@ -14,12 +14,13 @@ import {
   invalidConnectToken,
   releaseConnectToken,
 } from "./connect-tokens.ts";
+import { ensureUser } from "./external-users.ts";
 import { afterwards, type HandlerGroup, ownRight, toDo, type Vault } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { applyOverride } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
-import { ensureUser, getProject } from "./projects.ts";
+import { getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 
 type Material = NonNullable<CreateAccountRequest["credential"]>;
@@ -29,10 +30,11 @@ interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "storeCredential" | "destroyCredentials">;
   readonly catalogOf: CatalogOf;
+  readonly developmentUsers: number;
 }
 
 export function createAccountHandler(
-  { db, vault, catalogOf }: Collaborators,
+  { db, vault, catalogOf, developmentUsers }: Collaborators,
   now: () => number,
 ): HandlerGroup<"createAccount"> {
   /** The row to be written, and the vault's request: nothing is written or sent before all of it has been judged. */
@@ -79,7 +81,7 @@ export function createAccountHandler(
     );
     const connected = { ...account, authorizedScopes: credential?.scopes ?? [] };
     const time = new Date(now());
-    if (isNew) await ensureUser(db, account, time);
+    if (isNew) await ensureUser(db, account, time, developmentUsers);
     const row = isNew ? await insertAccount(db, connected, time) : await updateReconnectedAccount(db, connected, time);
     if (row === undefined) throw accountRevoked(time);
     return row;

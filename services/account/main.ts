@@ -32,6 +32,11 @@ const config = readConfig({
   DEPUTY_DATABASE_PASSWORD_FILE: { kind: "secret", help: "The password of deputy_account." },
   DEPUTY_TOKEN_KEY_FILE: { kind: "secret", help: "The Ed25519 private key that signs access tokens, PEM (PKCS #8)." },
   ...gatewayUrl,
+  DEPUTY_DEVELOPMENT_USERS: {
+    kind: "integer",
+    default: "10",
+    help: "How many external users the development environment of a project takes; 0: any number.",
+  },
 });
 const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
@@ -51,7 +56,17 @@ const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_V
 
 const server = await startServer({
   definition: AccountServiceDefinition,
-  handlers: accountService({ db, vault, catalog, tokenKeys, gatewayUrl: config.DEPUTY_GATEWAY_URL }, Date.now),
+  handlers: accountService(
+    {
+      db,
+      vault,
+      catalog,
+      tokenKeys,
+      gatewayUrl: config.DEPUTY_GATEWAY_URL,
+      developmentUsers: config.DEPUTY_DEVELOPMENT_USERS,
+    },
+    Date.now,
+  ),
   callers,
   authenticate: authenticator({ db, tokenKeys }, Date.now),
   internalAddress: config.DEPUTY_ACCOUNT_INTERNAL_ADDRESS,

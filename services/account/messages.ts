@@ -1,10 +1,14 @@
 // Rows and catalog entries as the contract's messages.
 import { Account, AccountHealth, AccountSharing, AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import { type App, type AppOverride, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
+import type { AuditEntry as AuditEntryMessage } from "#proto/deputy/account/v1/audit.ts";
 import { type Connection, ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { ApiClient, Project } from "#proto/deputy/account/v1/projects.ts";
+import type { ExternalUser } from "#proto/deputy/account/v1/users.ts";
 import { appId } from "./app-choice.ts";
 import type { AppOverride as OverrideRow } from "./app-overrides.ts";
+import type { AuditEntry } from "./audit-entries.ts";
+import type { CountedUser } from "./external-users.ts";
 import type { KnownApp } from "./own-apps.ts";
 import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow } from "./schema.ts";
 
@@ -49,6 +53,7 @@ export function projectMessage(row: ProjectRow): Project {
     name: row.name,
     appName: row.appName,
     supportEmail: row.supportEmail,
+    requireKeyAuthTest: row.requireKeyAuthTest,
     createTime: row.createTime,
     updateTime: row.updateTime,
   });
@@ -63,6 +68,19 @@ export function apiClientMessage(row: ApiClientRow): ApiClient {
     createTime: row.createTime,
     ...(row.previousSecretExpireTime !== null && { previousSecretExpireTime: row.previousSecretExpireTime }),
   });
+}
+
+export function userMessage({ id, externalUserId, createTime, accountCount }: CountedUser): ExternalUser {
+  return { id, externalUserId, createTime, accountCount };
+}
+
+export function auditEntryMessage(row: AuditEntry): AuditEntryMessage {
+  const { id, createTime, actor, action, resourceId, requestId, before, after } = row;
+  return {
+    ...{ id, createTime, actor, action, resourceId, requestId },
+    before: before ?? undefined,
+    after: after ?? undefined,
+  };
 }
 
 export function oauthAppMessage(row: OauthAppRow, redirectUri: string): OauthApp {

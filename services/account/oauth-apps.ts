@@ -131,3 +131,15 @@ export async function listOauthApps(
   const [found, { count: total }] = await Promise.all([rows.execute(), count.executeTakeFirstOrThrow()]);
   return pageOf(found, page.size, Number(total));
 }
+
+/** The slugs of the apps for which a project has OAuth apps, in order. */
+export async function listAppsWithOauthApp(db: AccountDatabase, projectId: string): Promise<readonly string[]> {
+  const rows = await db
+    .selectFrom("oauthApps")
+    .select("appSlug")
+    .distinct()
+    .where("projectId", "=", projectId)
+    .orderBy("appSlug")
+    .execute();
+  return rows.map(({ appSlug }) => appSlug);
+}

@@ -35,6 +35,11 @@ export function isAfter(after: PageKey | undefined): Expression<SqlBool> {
   return after === undefined ? sql`true` : sql`(create_time, id) > (${after.createTime}, ${after.id})`;
 }
 
+/** Holds for rows that come after a key in a list that begins with the newest; for all without one. */
+export function isBefore(after: PageKey | undefined): Expression<SqlBool> {
+  return after === undefined ? sql`true` : sql`(create_time, id) < (${after.createTime}, ${after.id})`;
+}
+
 /** Makes a page of what was found by asking for one row more than the page has. */
 export function pageOf<Row extends PageKey>(found: readonly Row[], size: number, totalSize: number): PageOf<Row> {
   const rows = found.slice(0, size);

@@ -1,83 +1,93 @@
-// Projects, their API clients, and the access tokens that callers get.
-import type { IdentityClaims } from "#libs/access-tokens.ts";
-import { digest, randomText } from "#libs/ids.ts";
-import type { IssueAccessTokenRequest } from "#proto/deputy/account/v1/projects.ts";
-import { authenticateApiClient, insertApiClient } from "./api-clients.ts";
-import { connectTokenIdentity } from "./authenticate.ts";
-import { findConnectToken, invalidConnectToken } from "./connect-tokens.ts";
+// Projects as their operator and their own callers see them. How one is deleted is in delete-project.ts.
+import { StatusError } from "#libs/errors.ts";
+import type { UpdateProjectRequest } from "#proto/deputy/account/v1/projects.ts";
+import { appId } from "./app-choice.ts";
+import { insertAuditEntries } from "./audit-entries.ts";
 import type { HandlerGroup } from "./handler-group.ts";
-import { apiClientMessage, projectMessage } from "./messages.ts";
-import { getProject, insertProject } from "./projects.ts";
+import { projectMessage } from "./messages.ts";
+import { listAppsWithOauthApp } from "./oauth-apps.ts";
+import type { CatalogOf } from "./own-apps.ts";
+import { requestedPage } from "./pages.ts";
+import { requireAdministrator } from "./project-administrators.ts";
+import {
+  getProject,
+  insertProject,
+  listProjects,
+  lockProject,
+  type ProjectSettings,
+  toldOfProject,
+  updateProject,
+} from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
-import { checkScope, requestedScopes } from "./scopes.ts";
-import type { TokenKeys } from "./token-keys.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 
-const accessTokenMs = 3_600_000;
+type Methods = "createProject" | "getProject" | "listProjects" | "updateProject" | "listProjectApps";
 
 export function projectHandlers(
-  { db, tokenKeys }: { db: AccountDatabase; tokenKeys: TokenKeys },
+  { db, catalogOf }: { db: AccountDatabase; catalogOf: CatalogOf },
   now: () => number,
-): HandlerGroup<"createProject" | "getProject" | "createApiClient" | "issueAccessToken" | "getTokenKeys"> {
-  async function grantOf({ grant, scope }: IssueAccessTokenRequest): Promise<IdentityClaims & { expireMs: number }> {
-    if (grant?.$case === "connectToken") {
-      const row = await findConnectToken(db, grant.value, new Date(now()));
-      if (row === undefined) throw invalidConnectToken();
-      const { subject, projectId, environment, externalUserId, scopes, actor, expireMs } = connectTokenIdentity(row);
-      return {
-        sub: subject,
-        project_id: projectId,
-        environment,
-        external_user_id: externalUserId,
-        scope: requestedScopes("scope", scope, scopes).join(" "),
-        ...(actor !== undefined && { actor: { member_id: actor.memberId, role: actor.role } }),
-        expireMs,
-      };
-    }
-    const { clientId = "", clientSecret = "", actor } = grant?.value ?? {};
-    // Nobody enforces yet what a member may do: a token that named one would have the project's full right.
-    refuseUnbuilt("client_credentials.actor", actor);
-    const client = await authenticateApiClient(db, clientId, clientSecret, new Date(now()));
-    return {
-      sub: client.id,
-      project_id: client.projectId,
-      scope: requestedScopes("scope", scope, client.scopes).join(" "),
-      expireMs: now() + accessTokenMs,
-    };
-  }
-
+): HandlerGroup<Methods> {
   return {
-    async createProject({ name, appName, supportEmail, requireKeyAuthTest }) {
-      refuseUnbuilt("require_key_auth_test", requireKeyAuthTest);
-      const project = { name, appName, supportEmail };
-      return { project: projectMessage(await insertProject(db, project, new Date(now()))) };
+    async createProject({ name, appName, supportEmail, requireKeyAuthTest }, call) {
+      if (call.caller.token !== undefined) throw operatorRequired();
+      const time = new Date(now());
+      const row = await db.transaction().execute(async (tx) => {
+        const made = await insertProject(tx, { name, appName, supportEmail, requireKeyAuthTest }, time);
+        const entry = { projectId: made.id, action: "CreateProject", resourceId: made.id, after: toldOfProject(made) };
+        await insertAuditEntries(tx, call, time, entry);
+        return made;
+      });
+      return { project: projectMessage(row) };
     },
+
     async getProject({ projectId }) {
       return { project: projectMessage(await getProject(db, projectId)) };
     },
-    async createApiClient({ projectId, name, scopes }) {
-      for (const scope of scopes) checkScope("scopes", scope);
+
+    async listProjects(request, call) {
+      const filter = { id: call.caller.token?.projectId ?? "", query: request.query };
+      const { rows, nextPageToken, totalSize } = await listProjects(db, filter, requestedPage(request));
+      return { projects: rows.map(projectMessage), nextPageToken, totalSize };
+    },
+
+    async updateProject(request, call) {
+      requireAdministrator(call.caller);
+      const { projectId } = request;
+      const change = changeOf(request);
+      if (Object.keys(change).length === 0) return { project: projectMessage(await getProject(db, projectId)) };
+      const time = new Date(now());
+      const row = await db.transaction().execute(async (tx) => {
+        const before = toldOfProject(await lockProject(tx, projectId, "change"));
+        const changed = await updateProject(tx, projectId, change, time);
+        const entry = { projectId, action: "UpdateProject", resourceId: projectId, before };
+        await insertAuditEntries(tx, call, time, { ...entry, after: toldOfProject(changed) });
+        return changed;
+      });
+      return { project: projectMessage(row) };
+    },
+
+    async listProjectApps({ projectId }) {
       await getProject(db, projectId);
-      const clientSecret = randomText();
-      const row = await insertApiClient(
-        db,
-        {
-          projectId,
-          name,
-          scopes: scopes.length > 0 ? scopes : ["*"],
-          secretDigest: digest(clientSecret),
-        },
-        new Date(now()),
-      );
-      return { apiClient: apiClientMessage(row), clientSecret };
-    },
-    async issueAccessToken(request) {
-      const { expireMs, ...claims } = await grantOf(request);
-      const { token, expireTime } = await tokenKeys.sign(claims, now(), expireMs);
-      return { accessToken: token, expireTime, scope: claims.scope };
-    },
-    async getTokenKeys() {
-      return { keys: [...tokenKeys.published] };
+      const [slugs, catalog] = await Promise.all([listAppsWithOauthApp(db, projectId), catalogOf(projectId)]);
+      return {
+        apps: slugs.map((appSlug) => {
+          const app = catalog.get(appSlug);
+          return { appId: app === undefined ? "" : appId(app), appSlug };
+        }),
+      };
     },
   };
+}
+
+/** What is given of the request's settings. */
+function changeOf(request: UpdateProjectRequest): Partial<ProjectSettings> {
+  const { name, appName, supportEmail, requireKeyAuthTest } = request;
+  const given = Object.entries({ name, appName, supportEmail, requireKeyAuthTest });
+  return Object.fromEntries(given.filter(([, value]) => value !== undefined));
+}
+
+function operatorRequired(): StatusError {
+  const message =
+    "A token acts in the project that it was issued for and makes no others: the operator makes projects, with the " +
+    "operator's certificate and AccountService.CreateProject.";
+  return new StatusError("PERMISSION_DENIED", "OPERATOR_REQUIRED", message);
 }

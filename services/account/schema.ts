@@ -31,8 +31,10 @@ export interface ProjectRow {
   name: string;
   appName: string;
   supportEmail: string;
+  requireKeyAuthTest: boolean;
   createTime: Date;
   updateTime: Date;
+  deleteTime: Date | null;
 }
 
 export interface ApiClientRow {

@@ -9,20 +9,12 @@ const refuse = (method: string) => () => {
 
 /** Handlers of methods that are not built. */
 export const unbuiltHandlers = {
-  listUsers: refuse("ListUsers"),
-  listProjects: refuse("ListProjects"),
-  updateProject: refuse("UpdateProject"),
-  deleteProject: refuse("DeleteProject"),
-  listApiClients: refuse("ListApiClients"),
-  rotateApiClientSecret: refuse("RotateApiClientSecret"),
-  deleteApiClient: refuse("DeleteApiClient"),
   setWebhook: refuse("SetWebhook"),
   getWebhook: refuse("GetWebhook"),
   deleteWebhook: refuse("DeleteWebhook"),
   rotateWebhookKey: refuse("RotateWebhookKey"),
   listEvents: refuse("ListEvents"),
   watchAccounts: refuse("WatchAccounts"),
-  listAuditEntries: refuse("ListAuditEntries"),
 } satisfies Partial<Handlers<typeof AccountServiceDefinition>>;
 
 /** Refuses a request that uses a field which is not built. */

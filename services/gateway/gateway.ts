@@ -14,13 +14,22 @@ import { addHealthRoute, type HealthClient } from "./health.ts";
 import { httpError } from "./http-errors.ts";
 import { addOauthAppRoutes, type OauthAppClient } from "./oauth-apps.ts";
 import { addOauthCallback, type CallbackClient } from "./oauth-callback.ts";
+import { addProjectRoutes, type ProjectClient } from "./projects.ts";
 import { addProxyRoutes, type ProxyClient } from "./proxy.ts";
 import { hostHeaderFault } from "./requests.ts";
 import { addTokenRoutes, type TokenClient } from "./tokens.ts";
+import { addUserRoutes, type UserClient } from "./users.ts";
 
 /** What the gateway works with. */
 export interface GatewayCollaborators {
-  readonly account: AccountClient & TokenClient & ConnectClient & CallbackClient & OauthAppClient & AppOverrideClient;
+  readonly account: AccountClient &
+    TokenClient &
+    ConnectClient &
+    CallbackClient &
+    OauthAppClient &
+    AppOverrideClient &
+    ProjectClient &
+    UserClient;
   readonly proxy: ProxyClient;
   readonly health: Readonly<Record<string, HealthClient>>;
   /** Where browsers reach this gateway. */
@@ -99,6 +108,8 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
   addAppCategoryRoutes(app, account);
   addOauthAppRoutes(app, account);
   addAppOverrideRoutes(app, account);
+  addProjectRoutes(app, account);
+  addUserRoutes(app, account);
   addProxyRoutes(app, proxy);
   addConnectPage(app, account, gatewayUrl);
   addOauthCallback(app, account, gatewayUrl);

@@ -8,6 +8,8 @@ import {
   type OauthApp,
 } from "#proto/deputy/account/v1/apps.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import type { Project } from "#proto/deputy/account/v1/projects.ts";
+import type { ExternalUser } from "#proto/deputy/account/v1/users.ts";
 
 const authTypes: Readonly<Record<AuthType, string | null>> = {
   [AuthType.UNSPECIFIED]: null,
@@ -106,6 +108,23 @@ export function accountJson(account: Account, app: App) {
     last_refreshed_at: isoOrNull(account.lastRefreshTime),
     next_refresh_at: isoOrNull(account.nextRefreshTime),
   };
+}
+
+/** A project. */
+export function projectJson(project: Project) {
+  return {
+    id: project.id,
+    name: project.name,
+    app_name: project.appName || null,
+    support_email: project.supportEmail || null,
+    connect_require_key_auth_test: project.requireKeyAuthTest,
+  };
+}
+
+/** A user. Once known it does not change. */
+export function userJson({ id, externalUserId, createTime }: ExternalUser) {
+  const time = isoOrNull(createTime);
+  return { id, external_id: externalUserId, created_at: time, updated_at: time };
 }
 
 /** A page of a list. `end_cursor` is null on the last one: clients go on for as long as there is one. */

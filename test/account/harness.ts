@@ -39,7 +39,7 @@ export function newTokenKey(): string {
 }
 
 /** Starts the service; what it needs ends after the file's last test. Call it at the top level of a file. */
-export async function startAccount(vaultAddress?: string, moreApps: readonly CatalogApp[] = []) {
+export async function startAccount(vaultAddress?: string, moreApps: readonly CatalogApp[] = [], developmentUsers = 0) {
   const database = await createTestDatabase("account");
   const lines: string[] = [];
   const log = createLogger("account", "debug", { write: (line) => lines.push(line) });
@@ -85,7 +85,14 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
     startServer({
       definition: AccountServiceDefinition,
       handlers: accountService(
-        { db, vault: vaultClient, catalog, tokenKeys, gatewayUrl: "https://deputy.example:8443" },
+        {
+          db,
+          vault: vaultClient,
+          catalog,
+          tokenKeys,
+          gatewayUrl: "https://deputy.example:8443",
+          developmentUsers,
+        },
         now,
       ),
       callers,

@@ -8,6 +8,7 @@ import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_servi
 import { Account, AccountHealth, AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import { App, AuthType } from "#proto/deputy/account/v1/apps.ts";
 import { ConnectionState, ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
+import { Project } from "#proto/deputy/account/v1/projects.ts";
 import { ForwardResponse, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { buildGateway } from "../../services/gateway/gateway.ts";
 import { HealthDefinition } from "../../services/gateway/health.ts";
@@ -39,6 +40,15 @@ export const sendgrid = App.fromPartial({
     { name: "region", label: "Region", defaultValue: "eu" },
     { name: "api_key", label: "API key", description: "From the settings.", secret: true },
   ],
+});
+
+export const project = Project.fromPartial({
+  id: "proj_1",
+  name: "n",
+  appName: "App",
+  requireKeyAuthTest: true,
+  createTime: time,
+  updateTime: time,
 });
 
 export function accountOf(change: Partial<Account> = {}): Account {
@@ -107,6 +117,25 @@ const accountHandlers: AccountHandlers = {
     if (app === undefined) throw notFound("app");
     return { app };
   },
+  createProject: async () => ({ project }),
+  getProject: async ({ projectId }) => {
+    if (projectId !== "proj_1") throw notFound("project");
+    return { project };
+  },
+  listProjects: async () => ({ projects: [project], nextPageToken: "", totalSize: 1 }),
+  updateProject: async ({ name = "" }) => ({ project: { ...project, name } }),
+  deleteProject: async () => ({}),
+  listProjectApps: async () => ({
+    apps: [
+      { appId: "app_slack", appSlug: "slack" },
+      { appId: "", appSlug: "gone" },
+    ],
+  }),
+  listUsers: async () => ({
+    users: [{ id: "exu_1", externalUserId: "user-1", createTime: time, accountCount: 2 }],
+    nextPageToken: "",
+    totalSize: 1,
+  }),
   listApps: async () => ({ apps: [slack, sendgrid], nextPageToken: "", totalSize: 2 }),
   // Each is a test's own to answer.
   createOauthApp: unanswered,
@@ -156,6 +185,7 @@ export interface Asked {
   readonly call: Call;
 }
 
+const server = (scope: string) => [{ service: "gateway", scope }];
 const api = (scope: string) => [{ service: "gateway", scope, connectToken: true }];
 const managing = [{ service: "gateway", scope: "connect:projects:write" }];
 const callers = {
@@ -169,6 +199,13 @@ const callers = {
   deleteAccount: api("connect:accounts:write"),
   deleteUser: api("connect:users:write"),
   revokeAllAccounts: [{ service: "gateway", scope: "connect:accounts:write" }],
+  createProject: server("connect:projects:write"),
+  getProject: server("connect:projects:read"),
+  listProjects: server("connect:projects:read"),
+  updateProject: server("connect:projects:write"),
+  deleteProject: server("connect:projects:write"),
+  listProjectApps: api("connect:projects:read"),
+  listUsers: server("connect:users:read"),
   getApp: api("connect:apps:read"),
   listApps: api("connect:apps:read"),
   startConnection: api("connect:accounts:write"),

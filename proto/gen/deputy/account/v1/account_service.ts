@@ -92,6 +92,8 @@ import {
   IssueAccessTokenResponse,
   ListApiClientsRequest,
   ListApiClientsResponse,
+  ListProjectAppsRequest,
+  ListProjectAppsResponse,
   ListProjectsRequest,
   ListProjectsResponse,
   RotateApiClientSecretRequest,
@@ -234,7 +236,7 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Makes a project. */
+    /** Makes a project, for the operator: a token acts in a project that is there. */
     createProject: {
       name: "CreateProject",
       requestType: CreateProjectRequest as typeof CreateProjectRequest,
@@ -252,7 +254,7 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Lists projects. */
+    /** Lists projects: all for the operator, a token's own. */
     listProjects: {
       name: "ListProjects",
       requestType: ListProjectsRequest as typeof ListProjectsRequest,
@@ -270,12 +272,21 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Deletes a project without accounts. */
+    /** Deletes a project without accounts, and with it its clients, connect tokens, users and OAuth apps. */
     deleteProject: {
       name: "DeleteProject",
       requestType: DeleteProjectRequest as typeof DeleteProjectRequest,
       requestStream: false,
       responseType: DeleteProjectResponse as typeof DeleteProjectResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists the apps for which a project has an OAuth app. */
+    listProjectApps: {
+      name: "ListProjectApps",
+      requestType: ListProjectAppsRequest as typeof ListProjectAppsRequest,
+      requestStream: false,
+      responseType: ListProjectAppsResponse as typeof ListProjectAppsResponse,
       responseStream: false,
       options: {},
     },

@@ -18,7 +18,7 @@ export interface AuditEntry {
   createTime:
     | Date
     | undefined;
-  /** Output only. Who did it: an API client, a connect token's user, a member, or a service. */
+  /** Output only. Who did it: `member:<id>`, `user:<external user id>`, an API client's id, or `service:<name>`. */
   actor: string;
   /** Output only. What was done, as the RPC's name. */
   action: string;
@@ -38,7 +38,7 @@ export interface AuditEntry {
 export interface ListAuditEntriesRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
-  /** Optional. Only entries of this actor. */
+  /** Optional. Only entries of this actor, as entries spell it. */
   actor: string;
   /** Optional. Only entries of this action. */
   action: string;

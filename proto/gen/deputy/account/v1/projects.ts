@@ -82,7 +82,7 @@ export interface GetProjectResponse {
 
 /** Selects projects. */
 export interface ListProjectsRequest {
-  /** Optional. Only projects whose name contains this text. */
+  /** Optional. Only projects whose name contains this text, in whatever case. */
   query: string;
   /** Optional. How many at most, 1 to 1000; 100 when not given. */
   pageSize: number;
@@ -134,6 +134,26 @@ export interface DeleteProjectRequest {
 
 /** The project is gone. */
 export interface DeleteProjectResponse {
+}
+
+/** Names the project whose apps are listed. */
+export interface ListProjectAppsRequest {
+  /** Required unless the caller's token names it. The project. */
+  projectId: string;
+}
+
+/** The apps for which the project has an OAuth app of its own. */
+export interface ListProjectAppsResponse {
+  /** Output only. The apps, by slug. */
+  apps: ProjectApp[];
+}
+
+/** An app for which a project has an OAuth app. */
+export interface ProjectApp {
+  /** Output only. `app_` and letters and digits; empty when the catalog has it no more. */
+  appId: string;
+  /** Output only. The app's slug. */
+  appSlug: string;
 }
 
 /** A caller's own credentials for the API of Deputy. */
@@ -192,7 +212,7 @@ export interface ListApiClientsResponse {
   nextPageToken: string;
 }
 
-/** Asks for a new secret; the present one goes on working for a while. */
+/** Asks for a new secret; the present one goes on working for a while, and one from before it ends at once. */
 export interface RotateApiClientSecretRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
@@ -238,7 +258,7 @@ export interface ClientCredentials {
   clientId: string;
   /** Required. Secret: never logged. One of its secrets. */
   clientSecret: string;
-  /** Optional. The member on whose behalf the token acts; without one it acts for the project. */
+  /** Optional. The member on whose behalf the token acts, with at most that member's right; without one it acts for the project. */
   actor: Actor | undefined;
 }
 
@@ -1094,6 +1114,183 @@ export const DeleteProjectResponse: MessageFns<DeleteProjectResponse> = {
   },
   fromPartial(_: DeepPartial<DeleteProjectResponse>): DeleteProjectResponse {
     const message = createBaseDeleteProjectResponse();
+    return message;
+  },
+};
+
+function createBaseListProjectAppsRequest(): ListProjectAppsRequest {
+  return { projectId: "" };
+}
+
+export const ListProjectAppsRequest: MessageFns<ListProjectAppsRequest> = {
+  encode(message: ListProjectAppsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListProjectAppsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListProjectAppsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListProjectAppsRequest>): ListProjectAppsRequest {
+    return ListProjectAppsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListProjectAppsRequest>): ListProjectAppsRequest {
+    const message = createBaseListProjectAppsRequest();
+    message.projectId = object.projectId ?? "";
+    return message;
+  },
+};
+
+function createBaseListProjectAppsResponse(): ListProjectAppsResponse {
+  return { apps: [] };
+}
+
+export const ListProjectAppsResponse: MessageFns<ListProjectAppsResponse> = {
+  encode(message: ListProjectAppsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.apps) {
+      ProjectApp.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ListProjectAppsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseListProjectAppsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.apps.push(ProjectApp.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ListProjectAppsResponse>): ListProjectAppsResponse {
+    return ListProjectAppsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ListProjectAppsResponse>): ListProjectAppsResponse {
+    const message = createBaseListProjectAppsResponse();
+    message.apps = object.apps?.map((e) => ProjectApp.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseProjectApp(): ProjectApp {
+  return { appId: "", appSlug: "" };
+}
+
+export const ProjectApp: MessageFns<ProjectApp> = {
+  encode(message: ProjectApp, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.appId !== "") {
+      writer.uint32(10).string(message.appId);
+    }
+    if (message.appSlug !== "") {
+      writer.uint32(18).string(message.appSlug);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ProjectApp {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseProjectApp();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.appId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.appSlug = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ProjectApp>): ProjectApp {
+    return ProjectApp.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ProjectApp>): ProjectApp {
+    const message = createBaseProjectApp();
+    message.appId = object.appId ?? "";
+    message.appSlug = object.appSlug ?? "";
     return message;
   },
 };

@@ -21,7 +21,7 @@ export interface ExternalUser {
   createTime:
     | Date
     | undefined;
-  /** Output only. How many accounts are connected. */
+  /** Output only. How many accounts can be used. */
   accountCount: number;
 }
 
@@ -31,7 +31,7 @@ export interface ListUsersRequest {
   projectId: string;
   /** Required unless the caller's token names it. The environment. */
   environment: Environment;
-  /** Optional. Only users whose id contains this text. */
+  /** Optional. Only users whose id contains this text, in whatever case. */
   query: string;
   /** Optional. How many at most, 1 to 1000; 100 when not given. */
   pageSize: number;
