@@ -14,6 +14,7 @@ import type { AccountDatabase } from "./schema.ts";
 import { startConnectionHandler } from "./start-connection.ts";
 import type { TokenKeys } from "./token-keys.ts";
 import { unbuiltHandlers } from "./unbuilt.ts";
+import { verifyConnectionHandler } from "./verify-connection.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -38,6 +39,7 @@ export function accountService(
     ...connectHandlers({ db, catalog, gatewayUrl }, now),
     ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
+    ...verifyConnectionHandler({ db }, now),
     ...createAccountHandler({ db, vault, catalog }, now),
     ...accountHandlers({ db }),
     ...revocationHandlers({ db, vault }, now),

@@ -32,6 +32,7 @@ export function connectionMessage(row: ConnectionRow): Connection {
     state: ConnectionState[row.state],
     appSlug: row.appSlug,
     externalUserId: row.externalUserId,
+    // An account that is not verified is none yet.
     accountId: row.state === "SUCCEEDED" ? row.accountId : "",
     error: row.error,
     createTime: row.createTime,
@@ -45,6 +46,7 @@ export function projectMessage(row: ProjectRow): Project {
     name: row.name,
     appName: row.appName,
     supportEmail: row.supportEmail,
+    requireKeyAuthTest: row.requireKeyAuthTest,
     createTime: row.createTime,
     updateTime: row.updateTime,
   });

@@ -47,8 +47,7 @@ export function projectHandlers(
 
   return {
     async createProject({ name, appName, supportEmail, requireKeyAuthTest }) {
-      refuseUnbuilt("require_key_auth_test", requireKeyAuthTest);
-      const project = { name, appName, supportEmail };
+      const project = { name, appName, supportEmail, requireKeyAuthTest };
       return { project: projectMessage(await insertProject(db, project, new Date(now()))) };
     },
     async getProject({ projectId }) {

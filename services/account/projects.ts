@@ -5,7 +5,7 @@ import type { AccountDatabase, EnvironmentNumber, ProjectRow } from "./schema.ts
 
 export async function insertProject(
   db: AccountDatabase,
-  project: Pick<ProjectRow, "name" | "appName" | "supportEmail">,
+  project: Pick<ProjectRow, "name" | "appName" | "supportEmail" | "requireKeyAuthTest">,
   time: Date,
 ): Promise<ProjectRow> {
   const row = { ...project, id: newId("proj"), createTime: time, updateTime: time };

@@ -16,6 +16,7 @@ import {
   getAnyAccount,
   listUnrevoked,
 } from "./accounts.ts";
+import { endConnecting } from "./end-connecting.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
@@ -45,6 +46,8 @@ export function revocationHandlers(
   }
 
   async function* revokeAll(filter: AccountFilter, call: Call): AsyncGenerator<RevokeAllAccountsResponse> {
+    // First, so that nothing begun before comes to be an account after.
+    if (isOfUsers(filter)) await endConnecting(db, filter, new Date(now()));
     let totalSize = await countUnrevoked(db, filter);
     // Accounts that are connected while this runs are revoked too: who asks for this wants none to be left.
     for (let sent = 0; ; ) {
@@ -97,6 +100,11 @@ function filterOf({ projectId, environment, target }: RevokeAllAccountsRequest):
       // The contract requires one; a new one must not come to mean everything.
       throw new Error("a target without a filter");
   }
+}
+
+/** Whether everything of a user, or of all users, is to go: not some app's accounts alone. */
+function isOfUsers({ accountId, appSlug, oauthAppId }: AccountFilter): boolean {
+  return !accountId && !appSlug && !oauthAppId;
 }
 
 function whose({ id, externalUserId, appSlug }: AccountRow) {

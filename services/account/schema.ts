@@ -14,6 +14,8 @@ export interface Tables {
   connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
   accounts: AccountRow;
+  accountReservations: AccountReservationRow;
+  ownOauthClients: OwnOauthClientRow;
   auditEntries: AuditEntryRow;
   events: EventRow;
 }
@@ -26,6 +28,7 @@ export interface ProjectRow {
   name: string;
   appName: string;
   supportEmail: string;
+  requireKeyAuthTest: boolean;
   createTime: Date;
   updateTime: Date;
 }
@@ -72,10 +75,12 @@ export interface ConnectTokenRow {
   allowedOrigins: readonly string[];
   successRedirectUri: string;
   errorRedirectUri: string;
+  webhookUri: string;
   /** Empty: any app. */
   appSlug: string;
   oauthAppId: string;
   allowProgressiveScopes: boolean;
+  requireVerification: boolean;
   createTime: Date;
   expireTime: Date;
   /** The attempt that its one use went to. */
@@ -93,10 +98,15 @@ export interface ConnectionRow {
   accountId: string;
   /** Whether the account existed before. */
   reconnects: boolean;
-  state: "PENDING" | "SUCCEEDED" | "FAILED";
+  state: "PENDING" | "AWAITING_VERIFICATION" | "SUCCEEDED" | "FAILED";
   error: string;
   stateDigest: Buffer;
   browserBindingDigest: Buffer;
+  /** Of what the browser has to bring to the product, for a connection that is to be verified. */
+  verifierDigest: Buffer | null;
+  /** What the account is to be made of once it is verified. */
+  accountName: string;
+  authorizedScopes: readonly string[];
   createTime: Date;
   expireTime: Date;
 }
@@ -117,6 +127,24 @@ export interface AccountRow {
   createTime: Date;
   updateTime: Date;
   revokeTime: Date | null;
+}
+
+/** An id that the vault may hold a credential of, before there is an account. */
+export interface AccountReservationRow {
+  projectId: string;
+  accountId: string;
+  environment: EnvironmentNumber;
+  externalUserId: string;
+  expireTime: Date;
+  doomed: boolean;
+}
+
+/** The OAuth client of an end user, for one account alone. */
+export interface OwnOauthClientRow {
+  projectId: string;
+  oauthAppId: string;
+  accountId: string;
+  createTime: Date;
 }
 
 /** What is told of a resource. */

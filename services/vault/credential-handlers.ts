@@ -21,6 +21,7 @@ import { revealCredential } from "./reveal.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 import { storeCredential } from "./store.ts";
+import type { TryKeys } from "./try-keys.ts";
 
 /** What the handlers of this file need. */
 export interface CredentialHandlerOptions {
@@ -30,6 +31,7 @@ export interface CredentialHandlerOptions {
   readonly refresher: Refresher;
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
+  readonly tryKeys: TryKeys;
 }
 
 type CredentialHandlers = Pick<
@@ -39,13 +41,15 @@ type CredentialHandlers = Pick<
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
-  const { db, secrets, catalog, refresher, signingKey } = options;
+  const { db, secrets, catalog, refresher, signingKey, tryKeys } = options;
   return {
     async storeCredential(request, call) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
       const environment = environmentName(request.environment);
       const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
       const { material, facts } = materialOfRequest(catalog, request, await readClock(db));
+      const app = catalog.get(appSlug);
+      if (request.test && app !== undefined && !isOauthApp(app)) await tryKeys(app, material.fields);
       const key = await secrets.prepare(credentialOwner(subject));
       const by = { action: "credential.stored", actor: actorOf(call) } as const;
       const isStored = await db

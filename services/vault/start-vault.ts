@@ -29,6 +29,7 @@ import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
 import { secretsOver } from "./secrets.ts";
 import { openSpool } from "./spool.ts";
+import { keyTester } from "./try-keys.ts";
 import { vaultService } from "./vault-service.ts";
 
 /** What a vault is started with. */
@@ -81,7 +82,16 @@ export async function startVault(options: VaultOptions) {
     definition: CredentialVaultDefinition,
     handlers: vaultService(
       { db, secrets, catalog, authorizer, refresher },
-      { sealState, rotation, importFormats: options.importFormats, signals, signingKey, audit, gate },
+      {
+        sealState,
+        rotation,
+        importFormats: options.importFormats,
+        signals,
+        signingKey,
+        audit,
+        gate,
+        tryKeys: keyTester(providers),
+      },
     ),
     callers: vaultCallers,
     authenticate: authenticator(options.account, Date.now),

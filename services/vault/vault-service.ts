@@ -25,6 +25,7 @@ import type { VaultDatabase } from "./schema.ts";
 import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
 import { transferHandlers } from "./transfer-handlers.ts";
+import type { TryKeys } from "./try-keys.ts";
 import { watchLeases } from "./watch-leases.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
@@ -46,16 +47,17 @@ export interface Operations {
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
   readonly audit: AuditWriter;
+  readonly tryKeys: TryKeys;
   /** Closed, it keeps every method but the status from being called. */
   readonly gate: Gate;
 }
 
 /** The service over its collaborators. */
 export function vaultService(options: VaultServiceOptions, operations: Operations): VaultHandlers {
-  const { rotation, importFormats, signals, signingKey, audit, gate } = operations;
+  const { rotation, importFormats, signals, signingKey, audit, gate, tryKeys } = operations;
   const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
-    ...credentialHandlers({ ...options, signals, signingKey }),
+    ...credentialHandlers({ ...options, signals, signingKey, tryKeys }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
     async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {

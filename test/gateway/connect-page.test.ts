@@ -230,7 +230,9 @@ describe("the callback", () => {
   it("goes where the account service says", async () => {
     const headers = { cookie: await cookie() };
     const redirectUri = "https://app.example/done?x=1";
-    gateway.changeAccount({ completeConnection: async () => ({ connection: undefined, redirectUri }) });
+    gateway.changeAccount({
+      completeConnection: async () => ({ connection: undefined, redirectUri, verifier: "", allowedOrigins: [] }),
+    });
     const answer = await gateway.sendBare(callback, { headers });
     expect([answer.status, answer.headers.get("location")]).toEqual([303, redirectUri]);
     expect(answer.headers.get("referrer-policy")).toBe("no-referrer");
@@ -251,6 +253,8 @@ describe("the callback", () => {
           expireTime: undefined,
         },
         redirectUri: "",
+        verifier: "",
+        allowedOrigins: [],
       }),
     });
     const answer = await gateway.sendBare("/oauth/callback?state=the-state&error=access_denied", { headers });

@@ -92,7 +92,11 @@ const accountHandlers: AccountHandlers = {
     pageToken === ""
       ? { accounts: [accountOf()], nextPageToken: "next", totalSize: 2 }
       : { accounts: [accountOf({ id: "apn_2", appSlug: "gone", oauthAppId: "" })], nextPageToken: "", totalSize: 2 },
-  createAccount: async ({ appSlug }) => ({ account: accountOf({ appSlug, oauthAppId: "" }) }),
+  createAccount: async ({ appSlug }) => ({
+    account: accountOf({ appSlug, oauthAppId: "" }),
+    connectionId: "",
+    verifier: "",
+  }),
   deleteAccount: async () => ({ receipt: undefined }),
   revokeAllAccounts: async function* () {
     yield { receipt: undefined, totalSize: 1 };
@@ -120,6 +124,8 @@ const accountHandlers: AccountHandlers = {
       expireTime: time,
     },
     redirectUri: "",
+    verifier: "",
+    allowedOrigins: [],
   }),
 };
 
