@@ -47,7 +47,7 @@ export function connectHandlers(
   /** What can be connected with the token; a refusal is thrown. */
   async function judge(request: ValidateConnectTokenRequest, token: ConnectTokenRow) {
     const app = await appInQuestion(request, token);
-    if (app.auth !== "oauth2") return { app: appMessage(app), oauthAppId: "" };
+    if (app.auth !== "oauth2" || request.customOauthClient) return { app: appMessage(app), oauthAppId: "" };
     const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
     const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
     return { app: appMessage(app), oauthAppId: oauthApp.id };

@@ -8,6 +8,8 @@ import type { Logger } from "#libs/log.ts";
 import { type AccountClient, addAccountRoutes } from "./accounts.ts";
 import { addAppRoutes } from "./apps.ts";
 import { addConnectPage, type ConnectClient } from "./connect-page.ts";
+import { addConnectionRoutes, type ConnectionClient } from "./connections.ts";
+import { addCors } from "./cors.ts";
 import { addHealthRoute, type HealthClient } from "./health.ts";
 import { httpError } from "./http-errors.ts";
 import { addOauthCallback, type CallbackClient } from "./oauth-callback.ts";
@@ -17,7 +19,7 @@ import { addTokenRoutes, type TokenClient } from "./tokens.ts";
 
 /** What the gateway works with. */
 export interface GatewayCollaborators {
-  readonly account: AccountClient & TokenClient & ConnectClient & CallbackClient;
+  readonly account: AccountClient & TokenClient & ConnectClient & CallbackClient & ConnectionClient;
   readonly proxy: ProxyClient;
   readonly health: Readonly<Record<string, HealthClient>>;
   /** Where browsers reach this gateway. */
@@ -90,8 +92,10 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
       .send(body);
   });
 
+  addCors(app, account, gatewayUrl);
   addTokenRoutes(app, account);
   addAccountRoutes(app, account);
+  addConnectionRoutes(app, account);
   addAppRoutes(app, account);
   addProxyRoutes(app, proxy);
   addConnectPage(app, account, gatewayUrl);

@@ -80,14 +80,28 @@ test("takes plain http redirects to this machine in development, and https every
   expect(await newConnectToken(account, acme.token, secure)).toMatch(/^ctok_/);
 });
 
-test("refuses a token for an app or OAuth app that is not there, and what is not built", async () => {
+test("refuses a token for an app or OAuth app that is not there", async () => {
   const make = (more: object) => newConnectToken(account, acme.token, more);
   await expect(make({ appSlug: "nothing" })).rejects.toMatchObject({ code: "NOT_FOUND", reason: "APP_NOT_FOUND" });
   await expect(make({ oauthAppId: "oa_nothing" })).rejects.toMatchObject({ code: "NOT_FOUND" });
   const other = await newProject(account);
   const foreign = newConnectToken(account, other.token, { oauthAppId });
   await expect(foreign).rejects.toMatchObject({ code: "NOT_FOUND", message: "No such OAuth app." });
-  await expect(make({ webhookUri: "https://app.example/hook" })).rejects.toMatchObject({ code: "UNIMPLEMENTED" });
+});
+
+test.each([
+  ["webhook_uri", { webhookUri: "http://hooks.acme-crm.com/x" }],
+  ["webhook_uri", { webhookUri: "https://10.0.0.8/x" }],
+  ["webhook_uri", { environment: production, webhookUri: "https://localhost/x" } as const],
+  ["require_verification", { requireVerification: true }],
+])("refuses a connect token whose %s is good for nothing", async (field, more) => {
+  await expect(newConnectToken(account, acme.token, more)).rejects.toMatchObject({ violations: [{ field }] });
+});
+
+test("takes a webhook of the product, and in development one of this machine", async () => {
+  for (const webhookUri of ["https://hooks.acme-crm.com/x?y=1", "http://localhost:9000/x"]) {
+    expect(await newConnectToken(account, acme.token, { webhookUri })).toMatch(/^ctok_/);
+  }
 });
 
 test("says what a token is for, to anybody who holds it", async () => {
@@ -230,7 +244,10 @@ test("refuses another browser, and the right one can still finish", async () => 
 });
 
 test("connects one account with a token: nothing can be started, completed or created after", async () => {
-  const { token, state, connectionId } = await startNew({ externalUserId: "single" });
+  const { token, state, connectionId } = await startNew({
+    externalUserId: "single",
+    allowedOrigins: ["https://app.acme-crm.com"],
+  });
   const second = await start(token);
   await complete(state);
   const calls = vault.callsOf("completeAuthorization").length;
@@ -241,7 +258,7 @@ test("connects one account with a token: nothing can be started, completed or cr
   const create = { appSlug: "sandbox_header_key", credential: keyFields };
   await expect(api.createAccount(create, call(token))).rejects.toMatchObject(invalidToken);
   const validation = await api.validateConnectToken({ connectToken: token, appSlug: "sandbox" }, call());
-  expect(validation).toMatchObject({ valid: false });
+  expect(validation).toMatchObject({ valid: false, projectId: "", allowedOrigins: ["https://app.acme-crm.com"] });
   // Until its end it still speaks for its user.
   const { connection } = await api.getConnection({ connectionId }, call(token));
   const accountId = connection?.accountId ?? "";

@@ -33,6 +33,9 @@ export function call(token?: string): CallOptions {
 /** The app whose base URL is a template over one of its fields. */
 const tenantApp = "tenant_key";
 
+/** The app that asks for no credential. */
+export const openApp = "open_api";
+
 /** A private key to sign access tokens with, PEM. */
 export function newTokenKey(): string {
   return generateKeyPairSync("ed25519").privateKey.export({ format: "pem", type: "pkcs8" }).toString();
@@ -71,6 +74,7 @@ export async function startAccount(vaultAddress?: string) {
     ],
     proxy: { ...keyApp.proxy, base_url: "https://{{custom_fields.tenant}}.example.com" },
   });
+  catalog.set(openApp, { ...keyApp, slug: openApp, name: "Open", auth: "none", custom_fields: [] });
   const tokenKeys = await loadTokenKeys(newTokenKey());
   const clock = { aheadMs: 0 };
   const now = () => Date.now() + clock.aheadMs;
@@ -114,7 +118,7 @@ export async function startAccount(vaultAddress?: string) {
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines };
+  return { operator, gateway, proxy, api, vault, vaultClient, db, owner, clock, lines };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;

@@ -209,6 +209,7 @@ describe("the callback", () => {
       error: "",
       errorDescription: "",
       issuer: "https://provider.example",
+      parameters: {},
       browserBinding: asked("startConnection")[0]?.request.browserBinding,
     });
   });

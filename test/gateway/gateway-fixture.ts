@@ -71,6 +71,17 @@ export function validToken(change: Partial<ValidateConnectTokenResponse> = {}): 
 
 const authorizationUrl = "https://provider.example/auth?state=the-state&code_challenge=x";
 
+const connected = {
+  id: "con_1",
+  state: ConnectionState.SUCCEEDED,
+  appSlug: "slack",
+  externalUserId: "user-1",
+  accountId: "apn_1",
+  error: "",
+  createTime: time,
+  expireTime: time,
+};
+
 const accountHandlers: AccountHandlers = {
   issueAccessToken: async ({ grant }) => {
     if (grant?.$case !== "clientCredentials" || grant.value.clientSecret !== "csecret") {
@@ -112,17 +123,13 @@ const accountHandlers: AccountHandlers = {
     authorizationUrl,
     expireTime: new Date(Date.now() + 600_000),
   }),
+  getConnection: async ({ connectionId }) => {
+    if (connectionId !== "con_1") throw notFound("connection");
+    return { connection: { ...connected, state: ConnectionState.PENDING, accountId: "" } };
+  },
+  verifyConnection: async () => ({ connection: connected }),
   completeConnection: async () => ({
-    connection: {
-      id: "con_1",
-      state: ConnectionState.SUCCEEDED,
-      appSlug: "slack",
-      externalUserId: "user-1",
-      accountId: "apn_1",
-      error: "",
-      createTime: time,
-      expireTime: time,
-    },
+    connection: connected,
     redirectUri: "",
     verifier: "",
     allowedOrigins: [],
@@ -160,6 +167,8 @@ const callers = {
   getApp: api("connect:apps:read"),
   listApps: api("connect:apps:read"),
   startConnection: api("connect:accounts:write"),
+  getConnection: api("connect:accounts:read"),
+  verifyConnection: [{ service: "gateway", scope: "connect:accounts:write" }],
 };
 const userClaims = {
   sub: "cct_1",

@@ -92,6 +92,8 @@ export interface ValidateConnectTokenRequest {
   oauthAppId: string;
   /** Optional. The app override to apply. */
   appOverrideId: string;
+  /** Optional. Whether the user will bring an OAuth client of their own, so that the project needs none. */
+  customOauthClient: boolean;
 }
 
 /** What a connect token allows. A token that cannot be used is an answer, not an error. */
@@ -569,7 +571,7 @@ export const CreateConnectTokenResponse: MessageFns<CreateConnectTokenResponse> 
 };
 
 function createBaseValidateConnectTokenRequest(): ValidateConnectTokenRequest {
-  return { connectToken: "", appSlug: "", accountId: "", oauthAppId: "", appOverrideId: "" };
+  return { connectToken: "", appSlug: "", accountId: "", oauthAppId: "", appOverrideId: "", customOauthClient: false };
 }
 
 export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest> = {
@@ -588,6 +590,9 @@ export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest
     }
     if (message.appOverrideId !== "") {
       writer.uint32(42).string(message.appOverrideId);
+    }
+    if (message.customOauthClient !== false) {
+      writer.uint32(48).bool(message.customOauthClient);
     }
     return writer;
   },
@@ -645,6 +650,14 @@ export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest
             message.appOverrideId = reader.string();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.customOauthClient = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -667,6 +680,7 @@ export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest
     message.accountId = object.accountId ?? "";
     message.oauthAppId = object.oauthAppId ?? "";
     message.appOverrideId = object.appOverrideId ?? "";
+    message.customOauthClient = object.customOauthClient ?? false;
     return message;
   },
 };
