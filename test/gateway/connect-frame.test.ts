@@ -35,9 +35,9 @@ const asked = (method: string) => gateway.asked.filter((call) => call.method ===
 /** The attributes of the page's script element. */
 function scriptOf(html: string): Record<string, string> {
   const element = /<script src="\/_static\/connect\.js"([^>]*)>/.exec(html)?.[1] ?? "";
-  const unescape = (text: string) => text.replaceAll("&quot;", '"').replaceAll("&amp;", "&").replaceAll("&#39;", "'");
+  const plain = (text: string) => text.replaceAll("&quot;", '"').replaceAll("&amp;", "&").replaceAll("&#39;", "'");
   return Object.fromEntries(
-    [...element.matchAll(/data-(\w+)="([^"]*)"/g)].map(([, name, value]) => [name, unescape(value ?? "")]),
+    [...element.matchAll(/data-(\w+)="([^"]*)"/g)].map(([, name, value]) => [name, plain(value ?? "")]),
   );
 }
 const policyOf = (answer: Response) => answer.headers.get("content-security-policy") ?? "";
