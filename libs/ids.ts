@@ -12,6 +12,7 @@ export type IdPrefix =
   | "apn"
   | "oa"
   | "oac"
+  | "aov"
   | "con"
   | "cct"
   | "rev"

@@ -22,10 +22,10 @@ import { getConnection, insertConnection } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
+import { applyOverride } from "./override-choice.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, AccountRow, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { destroyRemains } from "./sweep-connecting.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 import { reconnectUnverifiable, verifiableUntil } from "./verification.ts";
 
 type Material = NonNullable<CreateAccountRequest["credential"]>;
@@ -61,7 +61,7 @@ export function createAccountHandler(
     if (externalUserId === "") throw invalidField("external_user_id", "is required");
     const project = await getProject(db, projectId);
     const app = chooseApp(catalog, request.appSlug, token);
-    const material = judgeMaterial(app, request.credential);
+    const material = judgeMaterial(app, await overridden(app, request));
     const oauthAppId =
       app.auth === "oauth2"
         ? (await chooseOauthApp(db, projectId, app.slug, chooseOauthAppId(request.oauthAppId, token))).id
@@ -75,6 +75,14 @@ export function createAccountHandler(
     // Not by the account's id: two calls that reconnect the same account are two attempts.
     const attempt = newId("con");
     return { account, material, test: project.requireKeyAuthTest, before, token, attempt };
+  }
+
+  /** The credential with the override's values over its own. */
+  async function overridden(app: CatalogApp, { projectId, appOverrideId, credential }: CreateAccountRequest) {
+    if (appOverrideId === "") return credential;
+    if (credential?.$case !== "fields") throw invalidField("app_override_id", "is for an account made of fields");
+    const { fields } = await applyOverride(db, projectId, app, appOverrideId, credential.value.values);
+    return { $case: "fields", value: { values: { ...fields } } } as const;
   }
 
   /** Takes the token's one use, and reserves the id of a new account. */
@@ -152,7 +160,6 @@ export function createAccountHandler(
 
   return {
     async createAccount(request, call) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       const planned = await plan(request, token);
       await claim(planned);

@@ -1,7 +1,7 @@
 // StartConnection: everything that can be refused is refused before the vault is asked, so that a user who reaches the
 // provider's page can also come back. The account's id is reserved here and the account made at the end. A user's own OAuth
 // client goes to the vault under an id that no list shows, for this one account.
-import type { Catalog } from "#libs/catalog.ts";
+import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { digest, newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -13,9 +13,9 @@ import { findUsableConnectToken, invalidConnectToken, lockUsableConnectToken } f
 import { insertConnection } from "./connections.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
+import { applyOverride, type OverrideChoice } from "./override-choice.ts";
 import { insertOwnClient } from "./own-oauth-clients.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 import { reconnectUnverifiable } from "./verification.ts";
 
 interface Collaborators {
@@ -33,11 +33,12 @@ export function startConnectionHandler(
   async function plan(request: StartConnectionRequest, token: ConnectTokenRow) {
     const app = chooseApp(catalog, request.appSlug, token);
     if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth: use CreateAccount");
-    const oauthApp = await clientOf(request, token, app.slug);
+    const override = await applyOverride(db, token.projectId, app, request.appOverrideId, request.fields);
+    const oauthApp = await clientOf(request, token, { app, override });
     const scopes = [...chooseScopes(app, oauthApp, request.scopeProfile)];
     // Values travel in the clear until they are sealed, so secret ones have no place here.
     const openFields = app.custom_fields.filter(({ secret }) => !secret);
-    const fields = completeFields(openFields, request.fields);
+    const fields = completeFields(openFields, override.fields);
     checkBaseUrl(app, fields);
     if (request.accountId !== "") {
       if (token.requireVerification) throw reconnectUnverifiable();
@@ -64,14 +65,11 @@ export function startConnectionHandler(
   async function clientOf(
     { customOauthClient, oauthAppId }: StartConnectionRequest,
     token: ConnectTokenRow,
-    appSlug: string,
+    { app, override }: { app: CatalogApp; override: OverrideChoice },
   ) {
-    if (customOauthClient === undefined) {
-      return chooseOauthApp(db, token.projectId, appSlug, chooseOauthAppId(oauthAppId, token));
-    }
-    if (oauthAppId !== "" || token.oauthAppId !== "") {
-      throw invalidField("custom_oauth_client", "does not go with an OAuth app of the project");
-    }
+    const chosen = chooseOauthAppId(oauthAppId, token, override);
+    if (customOauthClient === undefined) return chooseOauthApp(db, token.projectId, app.slug, chosen);
+    if (chosen !== "") throw invalidField("custom_oauth_client", "does not go with an OAuth app of the project");
     return { id: newId("oac"), scopes: [], additionalScopes: [] };
   }
 
@@ -91,7 +89,6 @@ export function startConnectionHandler(
 
   return {
     async startConnection(request, call) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       if (token === undefined) throw connectTokenRequired();
       const authorization = await plan(request, token);

@@ -78,6 +78,7 @@ export async function startVault(options: VaultOptions) {
   const rotation = startRotation({ db, provider: kekProvider, log, intervalMs: intervals.rotationMs });
   if (sealState.isOpen()) await drainSpool(refreshing);
   else sealState.onChange((open) => void (open && drainSpool(refreshing)));
+  const authenticate = authenticator(options.account, Date.now);
   const server = await startServer({
     definition: CredentialVaultDefinition,
     handlers: vaultService(
@@ -89,12 +90,13 @@ export async function startVault(options: VaultOptions) {
         signals,
         signingKey,
         audit,
+        authenticate,
         gate,
         tryKeys: keyTester(providers),
       },
     ),
     callers: vaultCallers,
-    authenticate: authenticator(options.account, Date.now),
+    authenticate,
     internalAddress: listener.address,
     tls: listener.tls,
     reflection: listener.reflection,
