@@ -1,5 +1,6 @@
 // What is told of a connection's end, in its transaction; and that no credential is left behind or lost, however it ended.
 import { expect, test } from "vitest";
+import { getApp, loadCatalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { sweepConnecting } from "../../services/account/sweep-connecting.ts";
@@ -13,11 +14,14 @@ import {
   newKeyAccount,
   newOauthApp,
   newProject,
-  openApp,
   startAccount,
 } from "./harness.ts";
 
-const account = await startAccount();
+const openApp = "open_api";
+const keyApp = getApp(loadCatalog("catalog", { production: false }), "sandbox_header_key");
+const account = await startAccount(undefined, [
+  { ...keyApp, slug: openApp, name: "Open", auth: "none", custom_fields: [] },
+]);
 const { operator, api, gateway, vault, vaultClient, db, owner } = account;
 const acme = await newProject(account);
 const oauthAppId = await newOauthApp(account, acme.projectId);

@@ -33,9 +33,6 @@ export function call(token?: string): CallOptions {
 /** The app whose base URL is a template over one of its fields. */
 const tenantApp = "tenant_key";
 
-/** The app that asks for no credential. */
-export const openApp = "open_api";
-
 /** A private key to sign access tokens with, PEM. */
 export function newTokenKey(): string {
   return generateKeyPairSync("ed25519").privateKey.export({ format: "pem", type: "pkcs8" }).toString();
@@ -74,7 +71,6 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
     ],
     proxy: { ...keyApp.proxy, base_url: "https://{{custom_fields.tenant}}.example.com" },
   });
-  catalog.set(openApp, { ...keyApp, slug: openApp, name: "Open", auth: "none", custom_fields: [] });
   for (const app of moreApps) catalog.set(app.slug, app);
   const tokenKeys = await loadTokenKeys(newTokenKey());
   const clock = { aheadMs: 0 };
