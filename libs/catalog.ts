@@ -58,6 +58,15 @@ const revocation = z.strictObject({
     .default(["refresh_token", "access_token"]),
 });
 
+/** Where a captured value comes from: a parameter of the redirect, or a path in the JSON answer of the token or identity request. */
+const capturedField = z.strictObject({
+  from: z.enum(["redirect", "token", "identity"]),
+  at: z.string().min(1),
+  /** A regular expression that the whole value must match. */
+  pattern: z.string().refine(isPattern, "is not a regular expression").optional(),
+  optional: z.boolean().default(false),
+});
+
 const oauth2 = z.strictObject({
   /** RFC 9207: when given, the redirect must carry it as `iss`. */
   issuer: z.string().optional(),
@@ -73,8 +82,15 @@ const oauth2 = z.strictObject({
   errors: errorClasses.prefault({}),
   /** Without it a grant cannot be revoked at the provider. */
   revoke: revocation.optional(),
-  /** One GET after connecting that names the account: `name` is a path in the JSON answer like `user.email`. */
-  identity: z.strictObject({ url: endpointUrl, name: z.string() }).optional(),
+  /**
+   * One GET after connecting: `name`, a path in the JSON answer like `user.email`, names the account, and `id` tells the
+   * provider's users apart where names change or are not theirs alone.
+   */
+  identity: z.strictObject({ url: endpointUrl, name: z.string(), id: z.string().optional() }).optional(),
+  /** Values that the connection itself brings, kept like custom fields under these names. */
+  capture: z.record(name, capturedField).default({}),
+  /** Whether granted scopes are told in the words in which they are asked for; otherwise a part cannot be told from all. */
+  scopes_comparable: z.boolean().default(true),
   scopes: z.array(z.string()).default([]),
   scope_separator: z.string().default(" "),
   scope_profiles: z.array(z.strictObject({ name: z.string(), scopes: z.array(z.string()) })).default([]),
@@ -116,6 +132,14 @@ const proxy = z.strictObject({
     query: z.record(z.string(), z.string()).default({}),
     basic: z.strictObject({ username: z.string(), password: z.string() }).optional(),
   }),
+  /** A request that shows whether keys work: a GET of a path below `base_url`. */
+  probe: z
+    .strictObject({
+      path: z.string().startsWith("/"),
+      /** A path in the JSON answer that must hold something, for upstreams that refuse with status 200. */
+      success_at: z.string().min(1).optional(),
+    })
+    .optional(),
   /** Answers beside 401 by which the upstream refuses the credential. */
   auth_failure: z.array(authFailureRule).default([]),
   /** Whether answers may show the credential; they are masked otherwise. */
@@ -140,6 +164,10 @@ export const entrySchema = z
     proxy,
   })
   .refine((entry) => (entry.auth === "oauth2") === (entry.oauth2 !== undefined), "oauth2 goes with `auth: oauth2`")
+  .refine(
+    ({ oauth2: part, custom_fields: asked }) => !asked.some((field) => Object.hasOwn(part?.capture ?? {}, field.name)),
+    "`oauth2.capture` has the name of a custom field, which is asked for",
+  )
   // Whose grants a revocation would end is known by the user's name at the provider alone.
   .refine(
     ({ lifecycle: { revoke_effect }, oauth2: part }) => revoke_effect !== "user_client" || part?.identity !== undefined,
@@ -154,6 +182,9 @@ export type ErrorClasses = z.infer<typeof errorClasses>;
 
 /** One value that a user fills in to connect an app. */
 export type CustomField = z.infer<typeof customField>;
+
+/** One value that a connection brings by itself. */
+export type CapturedField = z.infer<typeof capturedField>;
 
 /** All apps by slug. */
 export type Catalog = ReadonlyMap<string, CatalogApp>;
@@ -205,6 +236,11 @@ function valueFault(field: CustomField, value: string): string | undefined {
 
 function wholly(pattern: string): RegExp {
   return new RegExp(`^(?:${pattern})$`, "v");
+}
+
+/** Whether a value is what a captured field asks for. */
+export function fitsCapture({ pattern }: CapturedField, value: string): boolean {
+  return value !== "" && (pattern === undefined || wholly(pattern).test(value));
 }
 
 function isPattern(text: string): boolean {

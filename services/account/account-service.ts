@@ -25,6 +25,7 @@ import { tokenHandlers } from "./token-handlers.ts";
 import type { TokenKeys } from "./token-keys.ts";
 import { unbuiltHandlers } from "./unbuilt.ts";
 import { userHandlers } from "./user-handlers.ts";
+import { verifyConnectionHandler } from "./verify-connection.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -62,6 +63,7 @@ export function accountService(
     ...connectHandlers({ db, catalogOf, gatewayUrl, developmentUsers }, now),
     ...startConnectionHandler({ db, vault, catalogOf, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
+    ...verifyConnectionHandler({ db, developmentUsers }, now),
     ...createAccountHandler({ db, vault, catalogOf, developmentUsers }, now),
     ...accountHandlers({ db }, now),
     ...revocations,

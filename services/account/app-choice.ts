@@ -50,7 +50,11 @@ function chooseOne(asked: string, bound = "", conflict: string): string {
 }
 
 /** The scopes to ask the provider for: a profile's, else the OAuth app's, else the app's; and the additional ones. */
-export function chooseScopes(app: CatalogApp, oauthApp: OauthAppRow, profileName: string): readonly string[] {
+export function chooseScopes(
+  app: CatalogApp,
+  oauthApp: Pick<OauthAppRow, "scopes" | "additionalScopes">,
+  profileName: string,
+): readonly string[] {
   const profile = app.oauth2?.scope_profiles.find(({ name }) => name === profileName);
   if (profileName !== "" && profile === undefined) {
     throw invalidField("scope_profile", `is not one of this app: ${scopeProfileNames(app)}`);
@@ -77,9 +81,10 @@ export function completeFields(
   return Object.fromEntries(complete.filter(([, value]) => value !== ""));
 }
 
-/** Refuses values with which the app's base URL is none, before they are sealed. */
+/** Refuses values with which the app's base URL is none, before they are sealed. What is captured later is judged later. */
 export function checkBaseUrl(app: CatalogApp, values: Readonly<Record<string, string>>): void {
-  if (!app.proxy.enabled) return;
+  const isCaptured = Object.keys(app.oauth2?.capture ?? {}).length > 0;
+  if (!app.proxy.enabled || isCaptured) return;
   const base = expandBaseUrl(app.proxy.base_url, values);
   if (base.kind === "deny") throw invalidField("fields", base.message);
 }

@@ -35,6 +35,8 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   startConnection: apiAndUsers("connect:accounts:write"),
   // The redirect brings no token: the state and the browser's binding are the proof.
   completeConnection: [{ service: "gateway" }],
+  // A backend's word: in the user's own browser it would be worth nothing.
+  verifyConnection: api("connect:accounts:write"),
   getConnection: apiAndUsers("connect:accounts:read"),
   // The handler refuses tokens, with a text that says why: a token has a project already.
   createProject: api("connect:projects:write"),

@@ -4,50 +4,59 @@
 //   1 the browser must be the one that started: it alone knows the binding, whose digest the connection has
 //   2 the connection claims the connect token's one use (connect-tokens.ts)
 //   3 the vault exchanges the code, once; it keeps the outcome and tells a repeat the same
-//   4 one transaction ends the connection and makes the account
+//   4 one transaction ends the connection and makes the account, or leaves both to VerifyConnection (verification.ts)
 //
 // Killed after 2 or 3, nothing is wrong but unfinished: the reload finds the connection PENDING, its own claim, and the
-// vault's outcome. Without a reload the vault is left with a credential that no account names and that nobody can use.
-// A refusal by the vault is an end (FAILED, the claim released); an outage is not, and is thrown for the caller to retry.
-// When the account to be reconnected is revoked in the meantime, the new credential is destroyed as well.
+// vault's outcome. Without a reload the sweep ends it, and destroys the credential that no account names
+// (account-reservations.ts). A refusal by the vault is an end (FAILED, the claim released); an outage is not, and is thrown
+// for the caller to retry. When the account to be reconnected is revoked in the meantime, the new credential is destroyed too.
 import { timingSafeEqual } from "node:crypto";
 import { StatusError } from "#libs/errors.ts";
 import { digest } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
 import type { CompleteConnectionRequest } from "#proto/deputy/account/v1/connect.ts";
 import type { CompleteAuthorizationResponse } from "#proto/deputy/vault/v1/credentials.ts";
-import { insertAccount, updateReconnectedAccount } from "./accounts.ts";
+import { doomReservation, extendReservation, takeReservation } from "./account-reservations.ts";
 import { claimConnectToken, getConnectToken, invalidConnectToken, releaseConnectToken } from "./connect-tokens.ts";
-import { endConnection, getConnectionByState, lockPendingConnection } from "./connections.ts";
+import { actingUser, auditConnection, connectAccount, tellFailure } from "./connection-outcomes.ts";
+import { awaitVerification, endConnection, getConnectionByState, lockConnection } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { connectionMessage } from "./messages.ts";
-import type { AccountDatabase, ConnectionRow } from "./schema.ts";
+import type { AccountDatabase, ConnectionRow, ConnectTokenRow } from "./schema.ts";
+import { isVerifierOf, verifiableUntil, verificationUri, verifierOf } from "./verification.ts";
+
+const action = "CompleteConnection";
 
 interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "completeAuthorization" | "destroyCredentials">;
 }
 
+interface Completion {
+  readonly connection: ConnectionRow;
+  readonly token: ConnectTokenRow;
+  readonly request: CompleteConnectionRequest;
+  readonly call: Call;
+}
+
 export function completeConnectionHandler(
   { db, vault }: Collaborators,
   now: () => number,
 ): HandlerGroup<"completeConnection"> {
-  async function complete(connection: ConnectionRow, request: CompleteConnectionRequest, call: Call) {
-    const token = { projectId: connection.projectId, id: connection.connectTokenId };
-    if (!(await claimConnectToken(db, token, connection.id))) return fail(connection, invalidConnectToken().message);
+  async function complete(completion: Completion): Promise<ConnectionRow> {
+    const { connection, token, request, call } = completion;
+    if (!(await claimConnectToken(db, token, connection.id))) return fail(completion, invalidConnectToken().message);
     const outcome = await authorize(request, call);
-    if (outcome.kind === "refused") {
-      const ended = await fail(connection, outcome.message);
-      if (ended.state === "FAILED") await releaseConnectToken(db, token, connection.id);
-      return ended;
-    }
-    return succeed(connection, outcome.response, call);
+    if (outcome.kind === "authorized") return succeed(completion, outcome.response);
+    const ended = await fail(completion, outcome.message);
+    if (ended.state === "FAILED") await releaseConnectToken(db, token, connection.id);
+    return ended;
   }
 
   async function authorize(request: CompleteConnectionRequest, call: Call) {
-    const { state, code, error, errorDescription, issuer } = request;
+    const { state, code, error, errorDescription, issuer, parameters } = request;
     try {
-      const redirect = { state, code, error, errorDescription, issuer };
+      const redirect = { state, code, error, errorDescription, issuer, parameters };
       return { kind: "authorized", response: await vault.completeAuthorization(redirect, ownRight(call)) } as const;
     } catch (fault) {
       if (!isRefusal(fault)) throw fault;
@@ -55,12 +64,13 @@ export function completeConnectionHandler(
     }
   }
 
-  async function succeed(connection: ConnectionRow, response: CompleteAuthorizationResponse, call: Call) {
+  async function succeed(completion: Completion, response: CompleteAuthorizationResponse): Promise<ConnectionRow> {
+    const { connection, call } = completion;
     const ended = await db.transaction().execute(async (tx) => {
-      if (!(await lockPendingConnection(tx, connection))) return undefined;
-      const { actorMemberId } = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
-      const account = await saveAccount(tx, connection, response, actorMemberId);
-      return endConnection(tx, connection, account === undefined ? "The account was revoked meanwhile." : undefined);
+      if (!(await lockConnection(tx, connection, "PENDING"))) return undefined;
+      return completion.token.requireVerification
+        ? await wait(tx, completion, response)
+        : await connect(tx, completion, response);
     });
     if (ended?.state === "FAILED") {
       const { projectId, environment, accountId } = connection;
@@ -69,38 +79,77 @@ export function completeConnectionHandler(
     return ended ?? (await getConnectionByState(db, connection.stateDigest));
   }
 
-  /** Ends the connection as FAILED, or gives the end that it has. */
-  async function fail(connection: ConnectionRow, message: string): Promise<ConnectionRow> {
-    return (await endConnection(db, connection, message)) ?? (await getConnectionByState(db, connection.stateDigest));
-  }
-
-  /** Undefined when the account to be reconnected was revoked. */
-  async function saveAccount(
-    tx: AccountDatabase,
-    connection: ConnectionRow,
-    response: CompleteAuthorizationResponse,
-    ownerMemberId: string,
-  ) {
-    const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId } = connection;
+  /** FAILED when the account to be reconnected was revoked. */
+  async function connect(tx: AccountDatabase, completion: Completion, response: CompleteAuthorizationResponse) {
+    const { connection, token, call } = completion;
+    const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId, reconnects } = connection;
     const { identityName: name, credential } = response;
     const whose = { projectId, id, environment, externalUserId, appSlug, oauthAppId };
-    const account = { ...whose, name, authorizedScopes: credential?.scopes ?? [] };
+    const authorizedScopes = credential?.scopes ?? [];
+    const account = { ...whose, name, authorizedScopes, ownerMemberId: token.actorMemberId };
     const time = new Date(now());
-    return connection.reconnects
-      ? await updateReconnectedAccount(tx, account, time)
-      : await insertAccount(tx, { ...account, ownerMemberId }, time);
+    if (!reconnects) await takeReservation(tx, connection);
+    const connected = { account, reconnects, connectionId: connection.id, webhookUri: token.webhookUri };
+    const row = await connectAccount(tx, connected, { action, call: actingUser(connection, call), time });
+    if (row !== undefined) return endConnection(tx, connection);
+    return endAsFailed(tx, completion, "The account was revoked meanwhile.");
+  }
+
+  /** The account is left to VerifyConnection. */
+  async function wait(tx: AccountDatabase, completion: Completion, response: CompleteAuthorizationResponse) {
+    const { connection, request, call } = completion;
+    const time = new Date(now());
+    const expireTime = verifiableUntil(time);
+    const waiting = await awaitVerification(tx, connection, {
+      verifierDigest: digest(verifierOf(request)),
+      accountName: response.identityName,
+      authorizedScopes: response.credential?.scopes ?? [],
+      expireTime,
+    });
+    await extendReservation(tx, connection, expireTime);
+    await auditConnection(tx, waiting, { action, call: actingUser(connection, call), time });
+    return waiting;
+  }
+
+  /** Ends the connection as FAILED, or gives the end that it has. */
+  async function fail(completion: Completion, message: string): Promise<ConnectionRow> {
+    const ended = await db.transaction().execute((tx) => endAsFailed(tx, completion, message));
+    return ended ?? (await getConnectionByState(db, completion.connection.stateDigest));
+  }
+
+  async function endAsFailed(tx: AccountDatabase, { connection, token, call }: Completion, message: string) {
+    const ended = await endConnection(tx, connection, message);
+    if (ended === undefined) return undefined;
+    const time = new Date(now());
+    await tellFailure(tx, ended, token.webhookUri, time);
+    await auditConnection(tx, ended, { action, call: actingUser(connection, call), time });
+    if (!ended.reconnects) await doomReservation(tx, ended);
+    return ended;
   }
 
   return {
     async completeConnection(request, call) {
       const found = await getConnectionByState(db, digest(request.state));
       if (!timingSafeEqual(found.browserBindingDigest, digest(request.browserBinding))) throw otherBrowser();
-      const connection = found.state === "PENDING" ? await complete(found, request, call) : found;
-      const token = await getConnectToken(db, connection.projectId, connection.connectTokenId);
-      const redirectUri = connection.state === "SUCCEEDED" ? token.successRedirectUri : token.errorRedirectUri;
-      return { connection: connectionMessage(connection), redirectUri };
+      const token = await getConnectToken(db, found.projectId, found.connectTokenId);
+      const connection =
+        found.state === "PENDING" ? await complete({ connection: found, token, request, call }) : found;
+      const { allowedOrigins } = token;
+      return {
+        connection: connectionMessage(connection),
+        ...wayBack(connection, token, request),
+        allowedOrigins: [...allowedOrigins],
+      };
     },
   };
+}
+
+/** Where the browser goes next, with the verifier when it is to bring one. */
+function wayBack(connection: ConnectionRow, token: ConnectTokenRow, request: CompleteConnectionRequest) {
+  if (connection.state === "FAILED") return { redirectUri: token.errorRedirectUri, verifier: "" };
+  const verifier = verifierOf(request);
+  if (!isVerifierOf(connection, verifier)) return { redirectUri: token.successRedirectUri, verifier: "" };
+  return { redirectUri: verificationUri(token.successRedirectUri, connection.id, verifier), verifier };
 }
 
 /** Whether the vault has said no for good. A vault without its key is an outage. */

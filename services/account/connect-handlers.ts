@@ -1,13 +1,21 @@
 // Connect tokens, and connections as their starter sees them. How a connection starts and ends is in start-connection.ts
 // and complete-connection.ts.
 import type { CatalogApp } from "#libs/catalog.ts";
+import { judgeUrl } from "#libs/destination.ts";
 import { invalidField, StatusError } from "#libs/errors.ts";
 import type { CreateConnectTokenRequest, ValidateConnectTokenRequest } from "#proto/deputy/account/v1/connect.ts";
 import { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { getAccount } from "./accounts.ts";
 import { chooseApp, chooseOauthAppId, getNamedApp } from "./app-choice.ts";
-import { actorOfToken, findConnectToken, insertConnectToken, invalidConnectToken } from "./connect-tokens.ts";
+import { insertAuditEntries } from "./audit-entries.ts";
+import {
+  actorOfToken,
+  findConnectToken,
+  insertConnectToken,
+  invalidConnectToken,
+  type NewConnectToken,
+} from "./connect-tokens.ts";
 import { getConnection } from "./connections.ts";
 import { ensureUser } from "./external-users.ts";
 import type { HandlerGroup } from "./handler-group.ts";
@@ -18,7 +26,6 @@ import type { CatalogOf } from "./own-apps.ts";
 import { getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { connectTokenScopes } from "./scopes.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 
 const maxLifetimeSeconds = 14_400;
 
@@ -63,7 +70,7 @@ export function connectHandlers(
     const { appOverrideId } = request;
     const override = await applyOverride(db, token.projectId, app, appOverrideId, {});
     const choice = { app: appMessage(app), appOverrideId, appOverrideFieldNames: Object.keys(override.fields) };
-    if (app.auth !== "oauth2") return { ...choice, oauthAppId: "" };
+    if (app.auth !== "oauth2" || request.customOauthClient) return { ...choice, oauthAppId: "" };
     const oauthAppId = chooseOauthAppId(request.oauthAppId, token, override);
     const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
     return { ...choice, oauthAppId: oauthApp.id };
@@ -71,7 +78,8 @@ export function connectHandlers(
 
   return {
     async createConnectToken(request, call) {
-      refuseUnbuilt("webhook_uri", request.webhookUri);
+      checkWebhookUri(request.webhookUri, request.environment);
+      checkVerification(request);
       checkRedirectUri("success_redirect_uri", request.successRedirectUri, request.environment);
       checkRedirectUri("error_redirect_uri", request.errorRedirectUri, request.environment);
       const { projectId, externalUserId } = request;
@@ -89,15 +97,20 @@ export function connectHandlers(
         errorRedirectUri: request.errorRedirectUri,
         appSlug,
         oauthAppId: request.oauthAppId,
-        // Not judged anywhere: an account is made with the scopes that the provider granted, all or a part.
+        webhookUri: request.webhookUri,
         allowProgressiveScopes: request.allowProgressiveScopes,
+        requireVerification: request.requireVerification,
         actorMemberId: call.caller.token?.actor?.memberId ?? "",
         actorRole: call.caller.token?.actor?.role ?? "",
         createTime: new Date(timeMs),
         expireTime: new Date(timeMs + lifetimeMs),
       };
-      await ensureUser(db, token, token.createTime, developmentUsers);
-      const text = await insertConnectToken(db, token);
+      const text = await db.transaction().execute(async (tx) => {
+        await ensureUser(tx, token, token.createTime, developmentUsers);
+        const made = await insertConnectToken(tx, token);
+        await insertAuditEntries(tx, call, token.createTime, auditedToken(made.id, token));
+        return made.text;
+      });
       const link = new URL("/_static/connect.html", gatewayUrl);
       link.search = new URLSearchParams({
         token: text,
@@ -110,7 +123,9 @@ export function connectHandlers(
     async validateConnectToken(request) {
       const token = await findConnectToken(db, request.connectToken, new Date(now()));
       if (token === undefined || token.claimedBy !== null) {
-        return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message });
+        // A used one still speaks for its user, from pages of these origins.
+        const allowedOrigins = [...(token?.allowedOrigins ?? [])];
+        return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message, allowedOrigins });
       }
       const project = await getProject(db, token.projectId);
       const verdict = await judge(request, token).then(
@@ -130,6 +145,7 @@ export function connectHandlers(
         successRedirectUri: token.successRedirectUri,
         errorRedirectUri: token.errorRedirectUri,
         allowedOrigins: [...token.allowedOrigins],
+        requiresVerification: token.requireVerification,
       });
     },
 
@@ -144,6 +160,33 @@ function validationText({ reason, message }: StatusError): string {
   return reason === "APP_NOT_FOUND" ? "App not found. Please check your app id." : message;
 }
 
+/** What the audit tells of a token, which is not its text. */
+function auditedToken(resourceId: string, token: NewConnectToken) {
+  const { projectId, environment, externalUserId, scopes, appSlug, oauthAppId, expireTime, requireVerification } =
+    token;
+  const after = { environment, externalUserId, scopes, appSlug, oauthAppId, expireTime, requireVerification };
+  return { projectId, action: "CreateConnectToken", resourceId, after };
+}
+
+/** The verifier has to come back to the product in some way. */
+function checkVerification(request: CreateConnectTokenRequest): void {
+  const { requireVerification, successRedirectUri, allowedOrigins } = request;
+  if (!requireVerification || successRedirectUri !== "" || allowedOrigins.length > 0) return;
+  throw invalidField("require_verification", "needs success_redirect_uri or allowed_origins");
+}
+
+/** Where outcomes are posted must be a place that this service may reach; in development also this machine. */
+function checkWebhookUri(uri: string, environment: Environment): void {
+  if (uri === "" || isLocal(URL.parse(uri), environment)) return;
+  const verdict = judgeUrl(uri);
+  if (verdict.kind === "deny") throw invalidField("webhook_uri", `cannot be called: ${verdict.message}`);
+}
+
+function isLocal(url: URL | null, environment: Environment): boolean {
+  if (url === null || environment !== Environment.DEVELOPMENT) return false;
+  return ["localhost", "127.0.0.1"].includes(url.hostname) && ["http:", "https:"].includes(url.protocol);
+}
+
 function checkRedirectUri(field: string, uri: string, environment: Environment): void {
   if (uri === "") return;
   // It is to become a header: the URL parser would drop line ends and take letters that a header cannot have.
@@ -152,8 +195,7 @@ function checkRedirectUri(field: string, uri: string, environment: Environment):
   if (url === null || url.username !== "" || url.password !== "" || url.hash !== "") {
     throw invalidField(field, "is not a URL without user name and fragment");
   }
-  const isLocal = ["localhost", "127.0.0.1"].includes(url.hostname) && environment === Environment.DEVELOPMENT;
-  if (url.protocol !== "https:" && !(url.protocol === "http:" && isLocal)) {
+  if (url.protocol !== "https:" && !isLocal(url, environment)) {
     throw invalidField(field, "must be https; http is for localhost in the development environment");
   }
 }

@@ -21,14 +21,18 @@ export type NewConnectToken = Omit<
 > &
   Partial<Pick<ConnectTokenRow, "actorMemberId" | "actorRole">>;
 
-/** Makes a token and returns its text, which is kept nowhere. */
-export async function insertConnectToken(db: AccountDatabase, token: NewConnectToken): Promise<string> {
+/** Makes a token and gives its id and its text, which is kept nowhere. */
+export async function insertConnectToken(
+  db: AccountDatabase,
+  token: NewConnectToken,
+): Promise<{ readonly id: string; readonly text: string }> {
+  const id = newId("cct");
   const text = `ctok_${randomBytes(16).toString("hex")}`;
   await db
     .insertInto("connectTokens")
-    .values({ ...token, id: newId("cct"), tokenDigest: digest(text) })
+    .values({ ...token, id, tokenDigest: digest(text) })
     .execute();
-  return text;
+  return { id, text };
 }
 
 /** The token with this text, used or not, unless its end has come. */
@@ -73,6 +77,24 @@ export async function findUsableConnectToken(
   return row;
 }
 
+/** Keeps the token from being used or ended until the transaction does; false when it was. */
+export async function lockUsableConnectToken(
+  tx: AccountDatabase,
+  { projectId, id }: Pick<ConnectTokenRow, "projectId" | "id">,
+  time: Date,
+): Promise<boolean> {
+  const row = await tx
+    .selectFrom("connectTokens")
+    .select("id")
+    .where("projectId", "=", projectId)
+    .where("id", "=", id)
+    .where("claimedBy", "is", null)
+    .where("expireTime", ">", time)
+    .forUpdate()
+    .executeTakeFirst();
+  return row !== undefined;
+}
+
 /** Gives the token's one use to an attempt; false when another has it. A repeat by the same is true. */
 export async function claimConnectToken(
   db: AccountDatabase,
@@ -87,6 +109,23 @@ export async function claimConnectToken(
     .where((where) => where.or([where("claimedBy", "is", null), where("claimedBy", "=", attempt)]))
     .executeTakeFirst();
   return numUpdatedRows === 1n;
+}
+
+/** Ends a user's tokens, or those of all users of the environment when none is named: they speak for nobody any more. */
+export async function endConnectTokens(
+  db: AccountDatabase,
+  { projectId, environment, externalUserId }: Pick<ConnectTokenRow, "projectId" | "environment" | "externalUserId">,
+  time: Date,
+): Promise<void> {
+  await db
+    .updateTable("connectTokens")
+    // Claimed by nothing that could use it: a connection that was begun with it cannot take its one use any more.
+    .set((set) => ({ expireTime: time, claimedBy: set.fn.coalesce("claimedBy", set.val("ended")) }))
+    .where("projectId", "=", projectId)
+    .where("environment", "=", environment)
+    .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
+    .where("expireTime", ">", time)
+    .execute();
 }
 
 /** Gives the use back after nothing came of it. */

@@ -1,15 +1,33 @@
-// The table of connections: one attempt of a user to connect an account through a provider's pages. It begins PENDING and
-// ends once, SUCCEEDED or FAILED; whoever comes later gets the end that was written first.
+// The table of connections: one attempt of a user to connect an account through a page. Whoever comes after its end gets the
+// end that was written first:
+//
+//   PENDING -> SUCCEEDED | FAILED(error)
+//   PENDING -> AWAITING_VERIFICATION -> SUCCEEDED | FAILED(error)     where the connect token asks for it: verify-connection.ts
 import { notFound } from "#libs/errors.ts";
 import type { AccountDatabase, ConnectionRow } from "./schema.ts";
 
-/** What a new connection is to be. */
-export type NewConnection = Omit<ConnectionRow, "state" | "error">;
+type OpenState = "PENDING" | "AWAITING_VERIFICATION";
+type ConnectionKey = Pick<ConnectionRow, "projectId" | "id">;
 
-export async function insertConnection(db: AccountDatabase, connection: NewConnection): Promise<void> {
+/** What a new connection is to be. */
+export type NewConnection = Omit<
+  ConnectionRow,
+  "state" | "error" | "verifierDigest" | "accountName" | "authorizedScopes"
+>;
+
+/** What is kept of a connection until it is verified. */
+export type Unverified = Pick<ConnectionRow, "verifierDigest" | "accountName" | "authorizedScopes" | "expireTime">;
+
+/** Begins a connection; with what is kept until it is verified, when the user has agreed already. */
+export async function insertConnection(
+  db: AccountDatabase,
+  connection: NewConnection,
+  unverified?: Unverified,
+): Promise<void> {
+  const begun = { state: "PENDING", error: "", verifierDigest: null, accountName: "", authorizedScopes: [] } as const;
   await db
     .insertInto("connections")
-    .values({ ...connection, state: "PENDING", error: "" })
+    .values({ ...connection, ...begun, ...(unverified && { ...unverified, state: "AWAITING_VERIFICATION" }) })
     .execute();
 }
 
@@ -37,26 +55,43 @@ export async function getConnectionByState(db: AccountDatabase, stateDigest: Buf
   return row;
 }
 
-/** Keeps others from ending the connection until the transaction does; false when it has ended already. */
-export async function lockPendingConnection(
+/** Keeps others from ending the connection until the transaction does; false when it is not in that state any more. */
+export async function lockConnection(
   tx: AccountDatabase,
-  { projectId, id }: Pick<ConnectionRow, "projectId" | "id">,
+  { projectId, id }: ConnectionKey,
+  state: OpenState,
 ): Promise<boolean> {
   const row = await tx
     .selectFrom("connections")
     .select("id")
     .where("projectId", "=", projectId)
     .where("id", "=", id)
-    .where("state", "=", "PENDING")
+    .where("state", "=", state)
     .forUpdate()
     .executeTakeFirst();
   return row !== undefined;
 }
 
-/** Ends a pending connection: FAILED with an error text, else SUCCEEDED. Undefined when it has ended already. */
+/** The user has agreed; the rest waits for the product's word. The transaction holds the connection. */
+export async function awaitVerification(
+  tx: AccountDatabase,
+  { projectId, id }: ConnectionKey,
+  unverified: Unverified,
+): Promise<ConnectionRow> {
+  return tx
+    .updateTable("connections")
+    .set({ ...unverified, state: "AWAITING_VERIFICATION" })
+    .where("projectId", "=", projectId)
+    .where("id", "=", id)
+    .where("state", "=", "PENDING")
+    .returningAll()
+    .executeTakeFirstOrThrow();
+}
+
+/** Ends an open connection: FAILED with an error text, else SUCCEEDED. Undefined when it has ended already. */
 export async function endConnection(
   db: AccountDatabase,
-  { projectId, id }: Pick<ConnectionRow, "projectId" | "id">,
+  { projectId, id }: ConnectionKey,
   error?: string,
 ): Promise<ConnectionRow | undefined> {
   return db
@@ -64,7 +99,40 @@ export async function endConnection(
     .set(error === undefined ? { state: "SUCCEEDED" } : { state: "FAILED", error })
     .where("projectId", "=", projectId)
     .where("id", "=", id)
-    .where("state", "=", "PENDING")
+    .where("state", "in", ["PENDING", "AWAITING_VERIFICATION"])
     .returningAll()
     .executeTakeFirst();
+}
+
+/** Fails every open connection of a user, or of all users of the environment when none is named. */
+export async function failConnectionsOf(
+  db: AccountDatabase,
+  { projectId, environment, externalUserId }: Pick<ConnectionRow, "projectId" | "environment" | "externalUserId">,
+  error: string,
+): Promise<readonly ConnectionRow[]> {
+  return db
+    .updateTable("connections")
+    .set({ state: "FAILED", error })
+    .where("projectId", "=", projectId)
+    .where("environment", "=", environment)
+    .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
+    .where("state", "in", ["PENDING", "AWAITING_VERIFICATION"])
+    .returningAll()
+    .execute();
+}
+
+/** Fails the open connections in a state whose end was before a time. */
+export async function failExpiredConnections(
+  db: AccountDatabase,
+  state: OpenState,
+  before: Date,
+  error: string,
+): Promise<readonly ConnectionRow[]> {
+  return db
+    .updateTable("connections")
+    .set({ state: "FAILED", error })
+    .where("state", "=", state)
+    .where("expireTime", "<=", before)
+    .returningAll()
+    .execute();
 }

@@ -13,6 +13,7 @@ import { accountService } from "./account-service.ts";
 import { authenticator } from "./authenticate.ts";
 import { callers } from "./callers.ts";
 import type { Tables } from "./schema.ts";
+import { startSweep } from "./sweep-connecting.ts";
 import { loadTokenKeys } from "./token-keys.ts";
 
 const config = readConfig({
@@ -75,5 +76,6 @@ const server = await startServer({
   reflection: config.DEPUTY_DEVELOPMENT,
   log,
 });
+const sweep = startSweep({ db, vault }, log);
 log.info({ internalPort: server.internalPort, publicPort: server.publicPort, apps: catalog.size }, "serving");
-stopInOrder(log, server.drain, vault.close, () => db.destroy());
+stopInOrder(log, server.drain, sweep.stop, vault.close, () => db.destroy());

@@ -40,6 +40,7 @@ export function connectionMessage(row: ConnectionRow): Connection {
     state: ConnectionState[row.state],
     appSlug: row.appSlug,
     externalUserId: row.externalUserId,
+    // An account that is not verified is none yet.
     accountId: row.state === "SUCCEEDED" ? row.accountId : "",
     error: row.error,
     createTime: row.createTime,

@@ -9,6 +9,7 @@ import {
 } from "#proto/deputy/account/v1/accounts.ts";
 import { claimForRevocation, countRevoked, countUnrevoked, listRevoked, listUnrevoked } from "./account-revocations.ts";
 import { type AccountFilter, getAnyAccount } from "./accounts.ts";
+import { endConnecting } from "./end-connecting.ts";
 import { type HandlerGroup, toDo } from "./handler-group.ts";
 import { batchSize, destroyAccounts, type Revoking, type RevokingCall, revokeMatching, whose } from "./revocation.ts";
 import type { AccountRow } from "./schema.ts";
@@ -20,6 +21,8 @@ export function revocationHandlers(
   const revoking = { db, vault, now };
 
   async function* revokeAll(filter: AccountFilter, includeRevoked: boolean, by: RevokingCall) {
+    // First, so that nothing begun before comes to be an account after.
+    if (isOfUsers(filter)) await endConnecting(db, filter, new Date(now()));
     const before = includeRevoked ? await countRevoked(db, filter) : 0;
     const sent = new Set<string>();
     for await (const { receipt, totalSize } of revokeMatching(revoking, filter, by)) {
@@ -88,4 +91,9 @@ function filterOf({ projectId, environment, target }: RevokeAllAccountsRequest):
       // The contract requires one; a new one must not come to mean everything.
       throw new Error("a target without a filter");
   }
+}
+
+/** Whether everything of a user, or of all users, is to go: not some app's accounts alone, nor those of one member. */
+function isOfUsers({ accountId, appSlug, oauthAppId, actor }: AccountFilter): boolean {
+  return !accountId && !appSlug && !oauthAppId && actor === undefined;
 }

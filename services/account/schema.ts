@@ -16,6 +16,8 @@ export interface Tables {
   connectTokens: WithDefaults<ConnectTokenRow, "actorMemberId" | "actorRole">;
   connections: ConnectionRow;
   accounts: WithDefaults<AccountRow, "ownerMemberId" | "sharing" | "sharedMemberIds">;
+  accountReservations: AccountReservationRow;
+  ownOauthClients: OwnOauthClientRow;
   auditEntries: AuditEntryRow;
   events: EventRow;
 }
@@ -101,10 +103,12 @@ export interface ConnectTokenRow {
   allowedOrigins: readonly string[];
   successRedirectUri: string;
   errorRedirectUri: string;
+  webhookUri: string;
   /** Empty: any app. */
   appSlug: string;
   oauthAppId: string;
   allowProgressiveScopes: boolean;
+  requireVerification: boolean;
   createTime: Date;
   expireTime: Date;
   /** The attempt that its one use went to. */
@@ -125,10 +129,15 @@ export interface ConnectionRow {
   accountId: string;
   /** Whether the account existed before. */
   reconnects: boolean;
-  state: "PENDING" | "SUCCEEDED" | "FAILED";
+  state: "PENDING" | "AWAITING_VERIFICATION" | "SUCCEEDED" | "FAILED";
   error: string;
   stateDigest: Buffer;
   browserBindingDigest: Buffer;
+  /** Of what the browser has to bring to the product, for a connection that is to be verified. */
+  verifierDigest: Buffer | null;
+  /** What the account is to be made of once it is verified. */
+  accountName: string;
+  authorizedScopes: readonly string[];
   createTime: Date;
   expireTime: Date;
 }
@@ -155,6 +164,24 @@ export interface AccountRow {
   sharing: "PRIVATE" | "WORKSPACE" | "MEMBERS";
   /** Not empty with MEMBERS, and then alone. */
   sharedMemberIds: readonly string[];
+}
+
+/** An id that the vault may hold a credential of, before there is an account. */
+export interface AccountReservationRow {
+  projectId: string;
+  accountId: string;
+  environment: EnvironmentNumber;
+  externalUserId: string;
+  expireTime: Date;
+  doomed: boolean;
+}
+
+/** The OAuth client of an end user, for one account alone. */
+export interface OwnOauthClientRow {
+  projectId: string;
+  oauthAppId: string;
+  accountId: string;
+  createTime: Date;
 }
 
 /** What is told of a resource. */

@@ -91,7 +91,7 @@ export function addAccountRoutes(app: FastifyInstance, account: AccountClient): 
       return oneJson(found.account, callerCall(request));
     });
 
-    app.post(`${prefix}/accounts`, async (request) => {
+    app.post(`${prefix}/accounts`, async (request, reply) => {
       const query = queryOf(request);
       const body = bodyOf(createBody, request);
       const values = customFieldValues(body.cfmap_json);
@@ -110,6 +110,9 @@ export function addAccountRoutes(app: FastifyInstance, account: AccountClient): 
         },
         call,
       );
+      if (created.verifier !== "") {
+        return reply.code(202).send({ connection_id: created.connectionId, verifier: created.verifier });
+      }
       return oneJson(created.account, call);
     });
 

@@ -3,7 +3,19 @@
 // the victim's account under his own user. The cookie is named after the connection's `state`, so that several connections
 // in one browser do not disturb each other, and it stays until its end, so that a reload shows the same result.
 import type { FastifyRequest } from "fastify";
-import { digest } from "#libs/ids.ts";
+import { digest, randomText } from "#libs/ids.ts";
+
+const framedMark = ".framed";
+
+/** A new binding. It also keeps whether a frame waits to be told: nothing else outlives the provider's pages. */
+export function newBinding(isFramed: boolean): string {
+  return randomText() + (isFramed ? framedMark : "");
+}
+
+/** Whether the connection was begun from a frame. */
+export function isFramedBinding(binding: string): boolean {
+  return binding.endsWith(framedMark);
+}
 
 /** The `set-cookie` value for a connection that was begun. */
 export function bindingCookie(state: string, binding: string, maxAgeSeconds: number, gatewayUrl: string): string {

@@ -1,16 +1,27 @@
-// The hosted connect page: a user follows a link with a connect token, sees who connects what, and either goes on to the
-// provider or types keys in. Works without scripts. The connect token is the only right: it is passed on to the account
-// service, which judges it at each step.
+// The hosted connect page: a user follows a link with a connect token, sees who connects what to whom, and on their own word
+// either goes on to the provider or types keys in. The link works without scripts; in a frame of the product's page a script
+// tells how it ended (pages/connect.js). The connect token is the only right: it is passed on to the account service, which
+// judges it at each step.
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
-import { StatusError } from "#libs/errors.ts";
-import { randomText } from "#libs/ids.ts";
+import { invalidFields, StatusError } from "#libs/errors.ts";
 import type { CallOptions, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { type App, AuthType } from "#proto/deputy/account/v1/apps.ts";
 import type { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
-import { bindingCookie } from "./browser-binding.ts";
+import { bindingCookie, newBinding } from "./browser-binding.ts";
 import { httpError } from "./http-errors.ts";
-import { failureTexts, pageHeaders, sendFailure, sendPage, sendSuccess, styleSheet } from "./pages.ts";
+import {
+  failureTexts,
+  frameScript,
+  pageHeaders,
+  type ScriptData,
+  sendFailure,
+  sendOutcome,
+  sendPage,
+  sendSuccess,
+  soundOrigins,
+  styleSheet,
+} from "./pages.ts";
 import { formOf, ownCall, queryOf, single } from "./requests.ts";
 
 type Methods = "validateConnectToken" | "startConnection" | "createAccount";
@@ -20,7 +31,10 @@ export type ConnectClient = Pick<Client<typeof AccountServiceDefinition>, Method
 
 const path = "/_static/connect.html";
 // The names that existing clients put into the page's address; the form carries them on.
-const parameterNames = ["token", "app", "oauthAppId", "appOverrideId", "accountId", "oauthScopeProfile"] as const;
+const parameterNames = [
+  ...(["token", "app", "oauthAppId", "appOverrideId", "accountId", "oauthScopeProfile"] as const),
+  ...(["customOauthClient", "connectLink", "hideClose"] as const),
+] as const;
 type Parameters = Readonly<Record<(typeof parameterNames)[number], string>>;
 
 interface Described {
@@ -38,14 +52,20 @@ export function addConnectPage(app: FastifyInstance, account: ConnectClient, gat
       .send(styleSheet),
   );
 
+  app.get("/_static/connect.js", async (_request, reply) =>
+    reply
+      .headers({ "cache-control": "public, max-age=3600", "x-content-type-options": "nosniff" })
+      .type("text/javascript; charset=utf-8")
+      .send(frameScript),
+  );
+
   app.get(path, async (request, reply) => {
     const described = await describe(account, request, queryOf(request), reply);
     return described === undefined ? reply : sendForm(reply, 200, described, new URLSearchParams());
   });
 
   app.post(path, async (request, reply) => {
-    const site = request.headers["sec-fetch-site"];
-    if (site !== undefined && site !== "same-origin") return sendFailure(reply, 403, failureTexts.sessionExpired);
+    if (!isOwnForm(request, gatewayUrl)) return sendFailure(reply, 403, failureTexts.sessionExpired);
     const form = formOf(request);
     const described = await describe(account, request, form, reply);
     if (described === undefined) return reply;
@@ -58,6 +78,22 @@ export function addConnectPage(app: FastifyInstance, account: ConnectClient, gat
       return sendRefusal(reply, described, form, error);
     }
   });
+}
+
+/** A form of another site's would be nobody's word. */
+function isOwnForm({ headers }: FastifyRequest, gatewayUrl: string): boolean {
+  const site = headers["sec-fetch-site"];
+  if (site !== undefined) return site === "same-origin";
+  const { origin } = headers;
+  return origin === undefined || origin === new URL(gatewayUrl).origin;
+}
+
+/** Whether pages of the product may frame ours; a link is followed by itself. */
+function scriptOf({ parameters, token, app }: Described): ScriptData | undefined {
+  const origins = soundOrigins(token.allowedOrigins);
+  if (origins.length === 0 || parameters.connectLink === "true") return undefined;
+  const provider = String(app.authType === AuthType.OAUTH);
+  return { role: "form", origins: JSON.stringify(origins), provider };
 }
 
 /** What the parameters stand for; undefined when a page has been sent that says why they stand for nothing. */
@@ -81,6 +117,7 @@ async function describe(
         accountId: parameters.accountId,
         oauthAppId: parameters.oauthAppId,
         appOverrideId: parameters.appOverrideId,
+        customOauthClient: parameters.customOauthClient === "true",
       },
       ownCall(request),
     );
@@ -105,7 +142,10 @@ function sendForm(
 ): FastifyReply {
   const faultOf = (name: string) =>
     error?.violations.find(({ field }) => field === `fields.${name}`)?.description ?? "";
-  const fields = askedFields(app, token).map(({ name, label, description, defaultValue, secret, optional }) => ({
+  const clientFields =
+    parameters.customOauthClient === "true" && app.authType === AuthType.OAUTH ? ownClientFields : [];
+  const asked = [...askedFields(app, token), ...clientFields];
+  const fields = asked.map(({ name, label, description, defaultValue, secret, optional }) => ({
     name: `field.${name}`,
     label,
     description,
@@ -121,12 +161,33 @@ function sendForm(
     appName: app.name,
     imageUrl: app.imageUrl,
     externalUserId: token.externalUserId,
+    accountId: parameters.accountId,
+    hideClose: parameters.hideClose === "true",
+    script: scriptOf({ parameters, token, app }),
     hasProvider: app.authType === AuthType.OAUTH,
     hidden: parameterNames.map((name) => [name, parameters[name]] as const).filter(([, value]) => value !== ""),
     fields,
     error: error === undefined || fields.some((field) => field.error !== "") ? "" : error.message,
   };
   return sendPage(reply, status, { name: "connect", data }, token.allowedOrigins);
+}
+
+// Names with a dot: no field of an app has one.
+const ownClientFields = [
+  {
+    name: "client.id",
+    label: "Client ID",
+    description: `Of your own OAuth client; its redirect URI is the /oauth/callback of this address.`,
+    ...{ defaultValue: "", secret: false, optional: false },
+  },
+  { name: "client.secret", label: "Client secret", description: "", defaultValue: "", secret: true, optional: true },
+];
+
+function ownClientOf(described: Described, form: URLSearchParams) {
+  if (described.parameters.customOauthClient !== "true") return undefined;
+  const clientId = single(form, "field.client.id");
+  if (clientId === "") throw invalidFields([{ field: "fields.client.id", description: "is required" }]);
+  return { clientId, clientSecret: single(form, "field.client.secret") };
 }
 
 // With a provider, what is secret is the provider's to ask for; what an override fills is not asked at all.
@@ -149,8 +210,10 @@ async function startConnection(
   gatewayUrl: string,
 ): Promise<FastifyReply> {
   const { parameters, app } = described;
-  const browserBinding = randomText();
-  const { authorizationUrl, expireTime } = await account.startConnection(
+  const isFramed = isFramedForm(form);
+  const browserBinding = newBinding(isFramed);
+  const customOauthClient = ownClientOf(described, form);
+  const { connectionId, authorizationUrl, expireTime } = await account.startConnection(
     {
       appSlug: app.slug,
       oauthAppId: parameters.oauthAppId,
@@ -159,15 +222,21 @@ async function startConnection(
       appOverrideId: parameters.appOverrideId,
       fields: givenValues(described, form),
       browserBinding,
+      ...(customOauthClient && { customOauthClient }),
     },
     call,
   );
   const state = new URL(authorizationUrl).searchParams.get("state") ?? "";
   const maxAgeSeconds = ((expireTime?.getTime() ?? 0) - Date.now()) / 1000;
-  return reply
-    .headers(pageHeaders())
-    .header("set-cookie", bindingCookie(state, browserBinding, maxAgeSeconds, gatewayUrl))
-    .redirect(authorizationUrl, 303);
+  reply.header("set-cookie", bindingCookie(state, browserBinding, maxAgeSeconds, gatewayUrl));
+  if (!isFramed) return reply.headers(pageHeaders()).redirect(authorizationUrl, 303);
+  // In the window that the frame has opened: the frame hears of the connection before the provider's page comes.
+  const script = { role: "started", connection: connectionId, next: authorizationUrl };
+  return sendPage(reply, 200, { name: "started", data: { title: `On to ${app.name}`, script } });
+}
+
+function isFramedForm(form: URLSearchParams): boolean {
+  return single(form, "framed") === "true";
 }
 
 async function createAccount(
@@ -178,7 +247,11 @@ async function createAccount(
   reply: FastifyReply,
 ): Promise<FastifyReply> {
   const { parameters, app, token } = described;
-  await account.createAccount(
+  const {
+    account: made,
+    connectionId,
+    verifier,
+  } = await account.createAccount(
     {
       projectId: token.projectId,
       environment: token.environment,
@@ -190,8 +263,22 @@ async function createAccount(
     },
     call,
   );
-  const next = token.successRedirectUri;
+  const unverified = verifier === "" ? undefined : { connectionId, verifier };
+  const next = withVerifier(token.successRedirectUri, unverified);
+  if (isFramedForm(form)) {
+    const outcome = { type: "success", authProvisionId: made?.id ?? "", ...unverified } as const;
+    return sendOutcome(reply, outcome, { origins: token.allowedOrigins, next });
+  }
   return next === "" ? sendSuccess(reply) : reply.headers(pageHeaders()).redirect(next, 303);
+}
+
+/** The product's page, with what its backend has to verify: as the account service makes it for connections. */
+function withVerifier(uri: string, unverified: { connectionId: string; verifier: string } | undefined): string {
+  if (uri === "" || unverified === undefined) return uri;
+  const url = new URL(uri);
+  url.searchParams.set("connection_id", unverified.connectionId);
+  url.searchParams.set("verifier", unverified.verifier);
+  return url.href;
 }
 
 /** What can be put right is asked for again; anything else ends here. */
@@ -199,6 +286,14 @@ function sendRefusal(reply: FastifyReply, described: Described, form: URLSearchP
   const { status } = httpError(error);
   if (error.code === "INVALID_ARGUMENT") return sendForm(reply, status, described, form, error);
   if (error.code === "UNAUTHENTICATED") return sendFailure(reply, status, failureTexts.linkExpired);
+  if (error.reason === "KEY_TEST_FAILED") return sendForm(reply, status, described, form, error);
   const detail = error.code === "FAILED_PRECONDITION" ? error.message : "";
+  if (isFramedForm(form)) {
+    const outcome = {
+      type: "error",
+      error: detail || failureTexts.connectionFailed(described.token.projectSupportEmail),
+    } as const;
+    return sendOutcome(reply, outcome, { origins: described.token.allowedOrigins, next: "" });
+  }
   return sendFailure(reply, status, failureTexts.connectionFailed(described.token.projectSupportEmail), detail);
 }

@@ -10,6 +10,8 @@ import { addAppCategoryRoutes } from "./app-categories.ts";
 import { type AppOverrideClient, addAppOverrideRoutes } from "./app-overrides.ts";
 import { addAppRoutes } from "./apps.ts";
 import { addConnectPage, type ConnectClient } from "./connect-page.ts";
+import { addConnectionRoutes, type ConnectionClient } from "./connections.ts";
+import { addCors } from "./cors.ts";
 import { addHealthRoute, type HealthClient } from "./health.ts";
 import { httpError } from "./http-errors.ts";
 import { addOauthAppRoutes, type OauthAppClient } from "./oauth-apps.ts";
@@ -26,6 +28,7 @@ export interface GatewayCollaborators {
     TokenClient &
     ConnectClient &
     CallbackClient &
+    ConnectionClient &
     OauthAppClient &
     AppOverrideClient &
     ProjectClient &
@@ -102,8 +105,10 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
       .send(body);
   });
 
+  addCors(app, account, gatewayUrl);
   addTokenRoutes(app, account);
   addAccountRoutes(app, account);
+  addConnectionRoutes(app, account);
   addAppRoutes(app, account);
   addAppCategoryRoutes(app, account);
   addOauthAppRoutes(app, account);

@@ -30,6 +30,7 @@ const connectTokenBody = z.object({
   expires_in: z.int().min(1).max(14_400).nullish(),
   scope: z.string().max(1000).nullish(),
   allow_progressive_scopes: z.boolean().nullish(),
+  require_verification: z.boolean().nullish(),
   app_id: z.string().max(100).nullish(),
   oauth_app_id: z.string().max(64).nullish(),
 });
@@ -78,6 +79,7 @@ export function addTokenRoutes(app: FastifyInstance, account: TokenClient): void
         appSlug: await appSlugOf(account, body.app_id ?? "", call),
         oauthAppId: body.oauth_app_id ?? "",
         allowProgressiveScopes: body.allow_progressive_scopes ?? false,
+        requireVerification: body.require_verification ?? false,
       },
       call,
     );

@@ -30,9 +30,9 @@ export function authorizationHandlers(options: AuthorizationHandlerOptions): Aut
     startAuthorization: (request) =>
       options.authorizer.start({ ...request, environment: environmentName(request.environment) }),
 
-    async completeAuthorization({ state, code, error, issuer }, call) {
+    async completeAuthorization({ state, code, error, issuer, parameters }, call) {
       const by = { deadlineMs: call.deadlineMs, actor: actorOf(call) };
-      const { row, identityName } = await options.authorizer.complete({ state, code, error, issuer }, by);
+      const { row, identityName } = await options.authorizer.complete({ state, code, error, issuer, parameters }, by);
       return { credential: credentialMessage(row), identityName };
     },
 

@@ -25,6 +25,8 @@ export interface AuthorizationSecrets {
   readonly codeVerifier: string;
   /** Values of custom fields, for templated endpoints and then for the credential. */
   readonly fields: Readonly<Record<string, string>>;
+  /** Whether a grant of a part of the scopes is refused; not there in rows from before. */
+  readonly allScopesRequired?: boolean;
 }
 
 type Subject = Pick<

@@ -17,16 +17,13 @@ import {
   failStaleAuthorization,
   getAuthorization,
   insertAuthorization,
-  lockAuthorization,
   releaseAuthorization,
-  succeedAuthorization,
 } from "./authorizations.ts";
 import { type CredentialRow, credentialOwner, getCredential } from "./credentials.ts";
-import { factsOf, materialOf } from "./grants.ts";
-import { fetchIdentityName } from "./identity.ts";
+import { capture } from "./grant-rules.ts";
+import { type Granted, keepGrant } from "./keep-grant.ts";
 import { findOauthClientState, noteSecretTaken, type OauthClientState } from "./oauth-clients.ts";
 import { findApp } from "./own-apps.ts";
-import { persist } from "./persist.ts";
 import {
   authorizationUrl,
   exchangeCode,
@@ -36,12 +33,10 @@ import {
   type Redirect,
 } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
-import { insertRevocations, prepareRevocation } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
-import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
-import { identityDigest } from "./shared-grants.ts";
-import { type CredentialSubject, storeCredential } from "./store.ts";
-import type { TokenGrant, TokenOutcome } from "./token-answers.ts";
+import { type Secrets, sealWith } from "./secrets.ts";
+import type { CredentialSubject } from "./store.ts";
+import type { TokenOutcome } from "./token-answers.ts";
 
 /** What authorizations need. */
 export interface AuthorizerOptions {
@@ -84,6 +79,8 @@ export interface AuthorizationRequest extends CredentialSubject {
   /** The app's own when empty. */
   readonly scopes: readonly string[];
   readonly fields: Readonly<Record<string, string>>;
+  /** Whether a grant of a part of the scopes is refused. */
+  readonly allScopesRequired: boolean;
 }
 
 /** How an authorization ended well. */
@@ -99,9 +96,14 @@ const failureTexts: Readonly<Record<string, string>> = {
   AUTHORIZATION_INTERRUPTED: "The authorization was interrupted: start again.",
   CODE_MISSING: "The provider sent neither a code nor an error.",
   CODE_REJECTED: "The provider did not accept the code.",
+  IDENTITY_MISMATCH:
+    "This is another user at the provider than the account's: sign in there as that one, or connect a new account.",
+  IDENTITY_UNKNOWN: "The provider did not say who the user is, so the account could not be connected again.",
   ISSUER_MISMATCH: "The answer does not come from this app's provider.",
   OAUTH_CLIENT_REJECTED: "The provider refused the OAuth app: its client id or secret is wrong.",
   PROVIDER_ERROR: "The provider reported an error.",
+  SCOPES_MISSING: "Less was allowed than was asked for: connect again and allow all of it.",
+  VALUES_MISSING: "The provider did not bring all that this app needs.",
 };
 
 /** Makes the process's authorizer. */
@@ -124,7 +126,7 @@ export function createAuthorizer(options: AuthorizerOptions): Authorizer {
 
 async function startAuthorization(
   options: AuthorizerOptions,
-  { fields, ...asked }: AuthorizationRequest,
+  { fields, allScopesRequired, ...asked }: AuthorizationRequest,
 ): Promise<StartedAuthorization> {
   const context = await contextOf(options, asked, fields);
   const { app } = context;
@@ -134,7 +136,7 @@ async function startAuthorization(
   const url = await authorizationUrl(context, { redirectUri: asked.redirectUri, scopes, state, codeVerifier });
   const subject = { ...asked, scopes, stateDigest: digest(state) };
   const owner = authorizationOwner(subject);
-  const sealed = sealWith(await options.secrets.prepare(owner), owner, 0n, { codeVerifier, fields });
+  const sealed = sealWith(await options.secrets.prepare(owner), owner, 0n, { codeVerifier, fields, allScopesRequired });
   const expireTime = await insertAuthorization(options.db, subject, sealed);
   return { authorizationUrl: url, stateDigest: subject.stateDigest, expireTime };
 }
@@ -172,7 +174,9 @@ async function exchangeOnce(
   const { redirectUri } = row;
   const grant = { parameters: judged.parameters, redirectUri, codeVerifier: value.codeVerifier };
   const outcome = await exchangeCode(options.providers, context, grant);
-  await settle(options, row, { context, key, outcome, actor });
+  const { allScopesRequired = false } = value;
+  const fromRedirect = capture(context.app, "redirect", redirect.parameters);
+  await settle(options, row, { context, key, outcome, actor, allScopesRequired, fromRedirect });
   if (outcome.kind === "granted" || outcome.kind === "rejected") {
     await noteSecretTaken(options, context.found, outcome.refusedSecrets);
   }
@@ -199,48 +203,6 @@ async function settle(
     case "unknown":
       return failAuthorization(options.db, row, "PROVIDER_ERROR");
   }
-}
-
-interface Granted {
-  readonly context: ProviderContext;
-  readonly key: ReadyKey;
-  readonly grant: TokenGrant;
-  readonly actor: Actor;
-}
-
-async function keepGrant(options: AuthorizerOptions, row: AuthorizationRow, granted: Granted): Promise<void> {
-  const identityName = await fetchIdentityName(options.providers, granted.context, granted.grant.accessToken);
-  await persist(options.log, row, () => storeGrant(options, row, { ...granted, identityName }));
-}
-
-async function storeGrant(
-  { db, secrets, catalog }: AuthorizerOptions,
-  row: AuthorizationRow,
-  { context, key, grant, actor, identityName }: Granted & { readonly identityName: string },
-): Promise<void> {
-  const material = materialOf(grant, context.fields);
-  const digestOfIdentity = identityDigest(identityName);
-  const stored = await db.transaction().execute(async (transaction) => {
-    const state = await lockAuthorization(transaction, row);
-    // Of an earlier attempt, whose commit was not acknowledged: nobody else ends a claim well.
-    if (state === "SUCCEEDED") return true;
-    if (state !== "EXCHANGING") return false;
-    const facts = { ...factsOf(context.app, grant, row.scopes), identityDigest: digestOfIdentity };
-    const action = "credential.connected";
-    const ownApp = !catalog.has(row.appSlug);
-    const isStored = await storeCredential(transaction, row, { key, material, facts, actor, action, ownApp });
-    if (isStored) await succeedAuthorization(transaction, row, identityName);
-    else await failAuthorization(transaction, row, "ACCOUNT_REVOKED");
-    return isStored;
-  });
-  if (stored || context.app.oauth2.revoke === undefined) return;
-  // Revoked while the user was at the provider: what was just granted must not live on there.
-  const prepared = await prepareRevocation(
-    secrets,
-    { ...row, identityDigest: digestOfIdentity },
-    { ...material, client: context.client },
-  );
-  await db.transaction().execute((transaction) => insertRevocations(transaction, [prepared]));
 }
 
 async function contextOf(

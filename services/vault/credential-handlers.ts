@@ -23,6 +23,7 @@ import { revealCredential } from "./reveal.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 import { storeCredential } from "./store.ts";
+import type { TryKeys } from "./try-keys.ts";
 
 /** What the handlers of this file need. */
 export interface CredentialHandlerOptions {
@@ -32,6 +33,7 @@ export interface CredentialHandlerOptions {
   readonly refresher: Refresher;
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
+  readonly tryKeys: TryKeys;
 }
 
 type CredentialHandlers = Pick<
@@ -41,7 +43,7 @@ type CredentialHandlers = Pick<
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
-  const { db, secrets, catalog, refresher, signingKey } = options;
+  const { db, secrets, catalog, refresher, signingKey, tryKeys } = options;
   return {
     async storeCredential(request, call) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
@@ -50,6 +52,7 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       const app = await findApp(options, subject);
       if (app === undefined) throw notFound("app");
       const { material, facts } = materialOfRequest(app, request, await readClock(db));
+      if (request.test && !isOauthApp(app)) await tryKeys(app, material.fields);
       const key = await secrets.prepare(credentialOwner(subject));
       const ownApp = !catalog.has(appSlug);
       const by = { action: "credential.stored", actor: actorOf(call), ownApp } as const;

@@ -4,6 +4,7 @@
 import * as oauth from "oauth4webapi";
 import type { CatalogApp } from "#libs/catalog.ts";
 import { EgressError } from "#libs/egress-error.ts";
+import { capture } from "./grant-rules.ts";
 import type { OauthClient } from "./oauth-clients.ts";
 import { endpointUrl, type ProviderAccess, readJson, sendToProvider, totalTimeoutMs } from "./provider-http.ts";
 import { judgeTokenAnswer, judgeTokenFailure, type TokenOutcome } from "./token-answers.ts";
@@ -53,6 +54,8 @@ export interface Redirect {
   readonly code: string;
   readonly error: string;
   readonly issuer: string;
+  /** What else it brought. */
+  readonly parameters: Readonly<Record<string, string>>;
 }
 
 /** The redirect as checked, or why it is refused, by a stable name. */
@@ -133,11 +136,14 @@ async function requestToken(
       // One time for all attempts together: who waits for the lock, or takes over a claim, counts on it.
       const bounded = { ...access, timeoutMs: endMs - performance.now() };
       const response = await send(authentication, { ...optionsOf(bounded, context), additionalParameters });
-      return judgeTokenAnswer(response.status, await readJson(response), {
+      const answer = await readJson(response);
+      const outcome = judgeTokenAnswer(response.status, answer, {
         retryAfter: response.headers.get("retry-after"),
         scopeSeparator: context.app.oauth2.scope_separator,
         errors: context.app.oauth2.errors,
       });
+      if (outcome.kind !== "granted") return outcome;
+      return { ...outcome, grant: { ...outcome.grant, captured: capture(context.app, "token", answer) } };
     } catch (failure) {
       if (failure instanceof EgressError) return judgeTokenFailure(failure);
       throw failure;

@@ -29,6 +29,7 @@ import { openVaultDatabase } from "./schema.ts";
 import { watchSealState } from "./seal-state.ts";
 import { secretsOver } from "./secrets.ts";
 import { openSpool } from "./spool.ts";
+import { keyTester } from "./try-keys.ts";
 import { vaultService } from "./vault-service.ts";
 
 /** What a vault is started with. */
@@ -92,6 +93,7 @@ export async function startVault(options: VaultOptions) {
         authenticate,
         gate,
         exemptTargets,
+        tryKeys: keyTester(providers),
       },
     ),
     callers: vaultCallers,

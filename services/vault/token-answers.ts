@@ -25,6 +25,8 @@ export interface TokenGrant {
   readonly lifetimeSeconds?: number;
   /** Absent when the scopes are those asked for (RFC 6749, 5.1). */
   readonly scopes?: readonly string[];
+  /** Values that the app's entry takes from the answer. */
+  readonly captured?: Readonly<Record<string, string>>;
 }
 
 /** What an answer without a token can mean. */

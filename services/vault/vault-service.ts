@@ -25,6 +25,7 @@ import type { VaultDatabase } from "./schema.ts";
 import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
 import { transferHandlers } from "./transfer-handlers.ts";
+import type { TryKeys } from "./try-keys.ts";
 import { watchLeases } from "./watch-leases.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
@@ -46,6 +47,7 @@ export interface Operations {
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
   readonly audit: AuditWriter;
+  readonly tryKeys: TryKeys;
   /** Of the tokens that renewals carry. */
   readonly authenticate: Authenticate;
   /** Closed, it keeps every method but the status from being called. */
@@ -56,11 +58,11 @@ export interface Operations {
 
 /** The service over its collaborators. */
 export function vaultService(options: VaultServiceOptions, operations: Operations): VaultHandlers {
-  const { rotation, importFormats, signals, signingKey, audit, gate, exemptTargets } = operations;
+  const { rotation, importFormats, signals, signingKey, audit, gate, exemptTargets, tryKeys } = operations;
   const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
     ...appHandlers({ ...options, signals, exemptTargets }),
-    ...credentialHandlers({ ...options, signals, signingKey }),
+    ...credentialHandlers({ ...options, signals, signingKey, tryKeys }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
     ...leaseHandlers({ ...options, audit, grants }, operations.authenticate),

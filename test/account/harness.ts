@@ -123,7 +123,7 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines, tokenKeys, tokenKey, database };
+  return { operator, gateway, proxy, api, vault, vaultClient, db, owner, clock, lines, tokenKeys, tokenKey, database };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;

@@ -226,6 +226,7 @@ describe("the callback", () => {
       error: "",
       errorDescription: "",
       issuer: "https://provider.example",
+      parameters: {},
       browserBinding: asked("startConnection")[0]?.request.browserBinding,
     });
   });
@@ -247,7 +248,9 @@ describe("the callback", () => {
   it("goes where the account service says", async () => {
     const headers = { cookie: await cookie() };
     const redirectUri = "https://app.example/done?x=1";
-    gateway.changeAccount({ completeConnection: async () => ({ connection: undefined, redirectUri }) });
+    gateway.changeAccount({
+      completeConnection: async () => ({ connection: undefined, redirectUri, verifier: "", allowedOrigins: [] }),
+    });
     const answer = await gateway.sendBare(callback, { headers });
     expect([answer.status, answer.headers.get("location")]).toEqual([303, redirectUri]);
     expect(answer.headers.get("referrer-policy")).toBe("no-referrer");
@@ -268,6 +271,8 @@ describe("the callback", () => {
           expireTime: undefined,
         },
         redirectUri: "",
+        verifier: "",
+        allowedOrigins: [],
       }),
     });
     const answer = await gateway.sendBare("/oauth/callback?state=the-state&error=access_denied", { headers });

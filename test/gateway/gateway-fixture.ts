@@ -81,6 +81,16 @@ export function validToken(change: Partial<ValidateConnectTokenResponse> = {}): 
 
 const authorizationUrl = "https://provider.example/auth?state=the-state&code_challenge=x";
 
+const connected = {
+  id: "con_1",
+  state: ConnectionState.SUCCEEDED,
+  appSlug: "slack",
+  externalUserId: "user-1",
+  accountId: "apn_1",
+  error: "",
+  createTime: time,
+  expireTime: time,
+};
 async function unanswered(): Promise<never> {
   throw unimplemented("This method");
 }
@@ -106,7 +116,11 @@ const accountHandlers: AccountHandlers = {
     pageToken === ""
       ? { accounts: [accountOf()], nextPageToken: "next", totalSize: 2 }
       : { accounts: [accountOf({ id: "apn_2", appSlug: "gone", oauthAppId: "" })], nextPageToken: "", totalSize: 2 },
-  createAccount: async ({ appSlug }) => ({ account: accountOf({ appSlug, oauthAppId: "" }) }),
+  createAccount: async ({ appSlug }) => ({
+    account: accountOf({ appSlug, oauthAppId: "" }),
+    connectionId: "",
+    verifier: "",
+  }),
   deleteAccount: async () => ({ receipt: undefined }),
   deleteUser: async () => ({ receipts: [] }),
   revokeAllAccounts: async function* () {
@@ -153,18 +167,16 @@ const accountHandlers: AccountHandlers = {
     authorizationUrl,
     expireTime: new Date(Date.now() + 600_000),
   }),
+  getConnection: async ({ connectionId }) => {
+    if (connectionId !== "con_1") throw notFound("connection");
+    return { connection: { ...connected, state: ConnectionState.PENDING, accountId: "" } };
+  },
+  verifyConnection: async () => ({ connection: connected }),
   completeConnection: async () => ({
-    connection: {
-      id: "con_1",
-      state: ConnectionState.SUCCEEDED,
-      appSlug: "slack",
-      externalUserId: "user-1",
-      accountId: "apn_1",
-      error: "",
-      createTime: time,
-      expireTime: time,
-    },
+    connection: connected,
     redirectUri: "",
+    verifier: "",
+    allowedOrigins: [],
   }),
 };
 
@@ -209,6 +221,8 @@ const callers = {
   getApp: api("connect:apps:read"),
   listApps: api("connect:apps:read"),
   startConnection: api("connect:accounts:write"),
+  getConnection: api("connect:accounts:read"),
+  verifyConnection: [{ service: "gateway", scope: "connect:accounts:write" }],
   createOauthApp: managing,
   getOauthApp: managing,
   listOauthApps: managing,

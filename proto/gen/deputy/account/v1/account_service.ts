@@ -60,6 +60,8 @@ import {
   StartConnectionResponse,
   ValidateConnectTokenRequest,
   ValidateConnectTokenResponse,
+  VerifyConnectionRequest,
+  VerifyConnectionResponse,
 } from "./connect.ts";
 import {
   DeleteWebhookRequest,
@@ -224,6 +226,15 @@ export const AccountServiceDefinition = {
       requestType: CompleteConnectionRequest as typeof CompleteConnectionRequest,
       requestStream: false,
       responseType: CompleteConnectionResponse as typeof CompleteConnectionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Completes a connection whose connect token asks for a verification. */
+    verifyConnection: {
+      name: "VerifyConnection",
+      requestType: VerifyConnectionRequest as typeof VerifyConnectionRequest,
+      requestStream: false,
+      responseType: VerifyConnectionResponse as typeof VerifyConnectionResponse,
       responseStream: false,
       options: {},
     },

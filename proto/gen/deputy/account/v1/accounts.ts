@@ -251,8 +251,14 @@ export interface CreateAccountRequest {
 
 /** The account that was connected. */
 export interface CreateAccountResponse {
-  /** Output only. The account. */
-  account: Account | undefined;
+  /** Output only. The account; absent while it awaits its verification. */
+  account:
+    | Account
+    | undefined;
+  /** Output only. The connection to verify, where the connect token asks for it. */
+  connectionId: string;
+  /** Output only. Secret: never logged. For the browser alone: what VerifyConnection asks for. */
+  verifier: string;
 }
 
 /** Names one account. */
@@ -1216,13 +1222,19 @@ export const CreateAccountRequest: MessageFns<CreateAccountRequest> = {
 };
 
 function createBaseCreateAccountResponse(): CreateAccountResponse {
-  return { account: undefined };
+  return { account: undefined, connectionId: "", verifier: "" };
 }
 
 export const CreateAccountResponse: MessageFns<CreateAccountResponse> = {
   encode(message: CreateAccountResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.account !== undefined) {
       Account.encode(message.account, writer.uint32(10).fork()).join();
+    }
+    if (message.connectionId !== "") {
+      writer.uint32(18).string(message.connectionId);
+    }
+    if (message.verifier !== "") {
+      writer.uint32(26).string(message.verifier);
     }
     return writer;
   },
@@ -1248,6 +1260,22 @@ export const CreateAccountResponse: MessageFns<CreateAccountResponse> = {
             message.account = Account.decode(reader, reader.uint32());
             continue;
           }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.connectionId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.verifier = reader.string();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1268,6 +1296,8 @@ export const CreateAccountResponse: MessageFns<CreateAccountResponse> = {
     message.account = (object.account !== undefined && object.account !== null)
       ? Account.fromPartial(object.account)
       : undefined;
+    message.connectionId = object.connectionId ?? "";
+    message.verifier = object.verifier ?? "";
     return message;
   },
 };

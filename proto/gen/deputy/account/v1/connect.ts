@@ -21,6 +21,8 @@ export const ConnectionState = {
   SUCCEEDED: 2,
   /** FAILED - It ended without an account. */
   FAILED: 3,
+  /** AWAITING_VERIFICATION - The user has agreed, and nothing is connected before VerifyConnection. */
+  AWAITING_VERIFICATION: 4,
 } as const;
 
 export type ConnectionState = typeof ConnectionState[keyof typeof ConnectionState];
@@ -30,6 +32,7 @@ export namespace ConnectionState {
   export type PENDING = typeof ConnectionState.PENDING;
   export type SUCCEEDED = typeof ConnectionState.SUCCEEDED;
   export type FAILED = typeof ConnectionState.FAILED;
+  export type AWAITING_VERIFICATION = typeof ConnectionState.AWAITING_VERIFICATION;
 }
 
 /** Asks for the right of one external user to connect one account. */
@@ -58,6 +61,11 @@ export interface CreateConnectTokenRequest {
   oauthAppId: string;
   /** Optional. Whether the user may grant a part of the scopes asked for. */
   allowProgressiveScopes: boolean;
+  /**
+   * Optional. Whether what is connected with the token takes effect only after VerifyConnection. Needs
+   * `success_redirect_uri` or `allowed_origins`: by one of them the verifier comes back.
+   */
+  requireVerification: boolean;
 }
 
 /** The token that was made. */
@@ -84,6 +92,8 @@ export interface ValidateConnectTokenRequest {
   oauthAppId: string;
   /** Optional. The app override to apply. */
   appOverrideId: string;
+  /** Optional. Whether the user will bring an OAuth client of their own, so that the project needs none. */
+  customOauthClient: boolean;
 }
 
 /** What a connect token allows. A token that cannot be used is an answer, not an error. */
@@ -116,8 +126,10 @@ export interface ValidateConnectTokenResponse {
   successRedirectUri: string;
   /** Output only. Where the browser goes after a failure. */
   errorRedirectUri: string;
-  /** Output only. Origins whose pages may embed the page. */
+  /** Output only. Origins whose pages may embed the page and use the token; given for a used token, too. */
   allowedOrigins: string[];
+  /** Output only. Whether what is connected has to be verified by the project's backend. */
+  requiresVerification: boolean;
 }
 
 /** Begins the connection of an app with OAuth. The caller's token is a connect token. */
@@ -136,11 +148,21 @@ export interface StartConnectionRequest {
   fields: { [key: string]: string };
   /** Required. Secret: never logged. A value that only the browser that starts the connection knows: CompleteConnection demands it again. */
   browserBinding: string;
+  /** Optional. The user's own OAuth client at the provider: for this connection's account alone. */
+  customOauthClient: CustomOauthClient | undefined;
 }
 
 export interface StartConnectionRequest_FieldsEntry {
   key: string;
   value: string;
+}
+
+/** An OAuth client that an end user has registered at the provider. */
+export interface CustomOauthClient {
+  /** Required. The client id. */
+  clientId: string;
+  /** Optional. Secret: never logged. The client secret; goes straight to the vault. Empty for a public client. */
+  clientSecret: string;
 }
 
 /** Where to send the browser. */
@@ -167,6 +189,13 @@ export interface CompleteConnectionRequest {
   issuer: string;
   /** Required. Secret: never logged. The value given to StartConnection. */
   browserBinding: string;
+  /** Optional. Secret: never logged. What else the redirect brought; an app's entry says what is kept of it. */
+  parameters: { [key: string]: string };
+}
+
+export interface CompleteConnectionRequest_ParametersEntry {
+  key: string;
+  value: string;
 }
 
 /** How the connection ended. A second call with the same state gets the same answer. */
@@ -175,8 +204,38 @@ export interface CompleteConnectionResponse {
   connection:
     | Connection
     | undefined;
-  /** Output only. Where the browser goes next; empty for the hosted page. */
+  /**
+   * Output only. Secret: never logged. Where the browser goes next; empty for the hosted page. For a connection that awaits
+   * its verification it carries `connection_id` and `verifier`.
+   */
   redirectUri: string;
+  /** Output only. Secret: never logged. For the browser alone: what VerifyConnection asks for. */
+  verifier: string;
+  /** Output only. Origins whose pages may hear how it ended. */
+  allowedOrigins: string[];
+}
+
+/** Confirms that the user who is signed in is the one whose browser has connected: without it nothing is connected. */
+export interface VerifyConnectionRequest {
+  /** Required unless the caller's token names it. The project. */
+  projectId: string;
+  /** Required unless the caller's token names it. The environment. */
+  environment: Environment;
+  /**
+   * Required. The user who is signed in to the product in the browser that brought the verifier; a connection of another
+   * user counts as absent.
+   */
+  externalUserId: string;
+  /** Required. The connection that the browser brought. */
+  connectionId: string;
+  /** Required. Secret: never logged. The verifier that the browser brought. */
+  verifier: string;
+}
+
+/** The connection that is now complete. A second call gets the same answer. */
+export interface VerifyConnectionResponse {
+  /** Output only. The connection, with its account. */
+  connection: Connection | undefined;
 }
 
 /** One attempt of a user to connect an account. */
@@ -233,6 +292,7 @@ function createBaseCreateConnectTokenRequest(): CreateConnectTokenRequest {
     appSlug: "",
     oauthAppId: "",
     allowProgressiveScopes: false,
+    requireVerification: false,
   };
 }
 
@@ -273,6 +333,9 @@ export const CreateConnectTokenRequest: MessageFns<CreateConnectTokenRequest> = 
     }
     if (message.allowProgressiveScopes !== false) {
       writer.uint32(96).bool(message.allowProgressiveScopes);
+    }
+    if (message.requireVerification !== false) {
+      writer.uint32(104).bool(message.requireVerification);
     }
     return writer;
   },
@@ -386,6 +449,14 @@ export const CreateConnectTokenRequest: MessageFns<CreateConnectTokenRequest> = 
             message.allowProgressiveScopes = reader.bool();
             continue;
           }
+          case 13: {
+            if (tag !== 104) {
+              break;
+            }
+
+            message.requireVerification = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -415,6 +486,7 @@ export const CreateConnectTokenRequest: MessageFns<CreateConnectTokenRequest> = 
     message.appSlug = object.appSlug ?? "";
     message.oauthAppId = object.oauthAppId ?? "";
     message.allowProgressiveScopes = object.allowProgressiveScopes ?? false;
+    message.requireVerification = object.requireVerification ?? false;
     return message;
   },
 };
@@ -499,7 +571,7 @@ export const CreateConnectTokenResponse: MessageFns<CreateConnectTokenResponse> 
 };
 
 function createBaseValidateConnectTokenRequest(): ValidateConnectTokenRequest {
-  return { connectToken: "", appSlug: "", accountId: "", oauthAppId: "", appOverrideId: "" };
+  return { connectToken: "", appSlug: "", accountId: "", oauthAppId: "", appOverrideId: "", customOauthClient: false };
 }
 
 export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest> = {
@@ -518,6 +590,9 @@ export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest
     }
     if (message.appOverrideId !== "") {
       writer.uint32(42).string(message.appOverrideId);
+    }
+    if (message.customOauthClient !== false) {
+      writer.uint32(48).bool(message.customOauthClient);
     }
     return writer;
   },
@@ -575,6 +650,14 @@ export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest
             message.appOverrideId = reader.string();
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.customOauthClient = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -597,6 +680,7 @@ export const ValidateConnectTokenRequest: MessageFns<ValidateConnectTokenRequest
     message.accountId = object.accountId ?? "";
     message.oauthAppId = object.oauthAppId ?? "";
     message.appOverrideId = object.appOverrideId ?? "";
+    message.customOauthClient = object.customOauthClient ?? false;
     return message;
   },
 };
@@ -617,6 +701,7 @@ function createBaseValidateConnectTokenResponse(): ValidateConnectTokenResponse 
     successRedirectUri: "",
     errorRedirectUri: "",
     allowedOrigins: [],
+    requiresVerification: false,
   };
 }
 
@@ -663,6 +748,9 @@ export const ValidateConnectTokenResponse: MessageFns<ValidateConnectTokenRespon
     }
     for (const v of message.allowedOrigins) {
       writer.uint32(114).string(v!);
+    }
+    if (message.requiresVerification !== false) {
+      writer.uint32(120).bool(message.requiresVerification);
     }
     return writer;
   },
@@ -792,6 +880,14 @@ export const ValidateConnectTokenResponse: MessageFns<ValidateConnectTokenRespon
             message.allowedOrigins.push(reader.string());
             continue;
           }
+          case 15: {
+            if (tag !== 120) {
+              break;
+            }
+
+            message.requiresVerification = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -823,6 +919,7 @@ export const ValidateConnectTokenResponse: MessageFns<ValidateConnectTokenRespon
     message.successRedirectUri = object.successRedirectUri ?? "";
     message.errorRedirectUri = object.errorRedirectUri ?? "";
     message.allowedOrigins = object.allowedOrigins?.map((e) => e) || [];
+    message.requiresVerification = object.requiresVerification ?? false;
     return message;
   },
 };
@@ -836,6 +933,7 @@ function createBaseStartConnectionRequest(): StartConnectionRequest {
     appOverrideId: "",
     fields: {},
     browserBinding: "",
+    customOauthClient: undefined,
   };
 }
 
@@ -861,6 +959,9 @@ export const StartConnectionRequest: MessageFns<StartConnectionRequest> = {
     });
     if (message.browserBinding !== "") {
       writer.uint32(58).string(message.browserBinding);
+    }
+    if (message.customOauthClient !== undefined) {
+      CustomOauthClient.encode(message.customOauthClient, writer.uint32(66).fork()).join();
     }
     return writer;
   },
@@ -937,6 +1038,14 @@ export const StartConnectionRequest: MessageFns<StartConnectionRequest> = {
             message.browserBinding = reader.string();
             continue;
           }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.customOauthClient = CustomOauthClient.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -969,6 +1078,9 @@ export const StartConnectionRequest: MessageFns<StartConnectionRequest> = {
       {},
     );
     message.browserBinding = object.browserBinding ?? "";
+    message.customOauthClient = (object.customOauthClient !== undefined && object.customOauthClient !== null)
+      ? CustomOauthClient.fromPartial(object.customOauthClient)
+      : undefined;
     return message;
   },
 };
@@ -1036,6 +1148,73 @@ export const StartConnectionRequest_FieldsEntry: MessageFns<StartConnectionReque
     const message = createBaseStartConnectionRequest_FieldsEntry();
     message.key = object.key ?? "";
     message.value = object.value ?? "";
+    return message;
+  },
+};
+
+function createBaseCustomOauthClient(): CustomOauthClient {
+  return { clientId: "", clientSecret: "" };
+}
+
+export const CustomOauthClient: MessageFns<CustomOauthClient> = {
+  encode(message: CustomOauthClient, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.clientId !== "") {
+      writer.uint32(10).string(message.clientId);
+    }
+    if (message.clientSecret !== "") {
+      writer.uint32(18).string(message.clientSecret);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CustomOauthClient {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCustomOauthClient();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.clientId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.clientSecret = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CustomOauthClient>): CustomOauthClient {
+    return CustomOauthClient.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<CustomOauthClient>): CustomOauthClient {
+    const message = createBaseCustomOauthClient();
+    message.clientId = object.clientId ?? "";
+    message.clientSecret = object.clientSecret ?? "";
     return message;
   },
 };
@@ -1120,7 +1299,7 @@ export const StartConnectionResponse: MessageFns<StartConnectionResponse> = {
 };
 
 function createBaseCompleteConnectionRequest(): CompleteConnectionRequest {
-  return { state: "", code: "", error: "", errorDescription: "", issuer: "", browserBinding: "" };
+  return { state: "", code: "", error: "", errorDescription: "", issuer: "", browserBinding: "", parameters: {} };
 }
 
 export const CompleteConnectionRequest: MessageFns<CompleteConnectionRequest> = {
@@ -1143,6 +1322,9 @@ export const CompleteConnectionRequest: MessageFns<CompleteConnectionRequest> = 
     if (message.browserBinding !== "") {
       writer.uint32(50).string(message.browserBinding);
     }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, string]) => {
+      CompleteConnectionRequest_ParametersEntry.encode({ key: key as any, value }, writer.uint32(58).fork()).join();
+    });
     return writer;
   },
 
@@ -1207,6 +1389,17 @@ export const CompleteConnectionRequest: MessageFns<CompleteConnectionRequest> = 
             message.browserBinding = reader.string();
             continue;
           }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            const entry7 = CompleteConnectionRequest_ParametersEntry.decode(reader, reader.uint32());
+            if (entry7.value !== undefined) {
+              message.parameters[entry7.key] = entry7.value;
+            }
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1230,12 +1423,90 @@ export const CompleteConnectionRequest: MessageFns<CompleteConnectionRequest> = 
     message.errorDescription = object.errorDescription ?? "";
     message.issuer = object.issuer ?? "";
     message.browserBinding = object.browserBinding ?? "";
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseCompleteConnectionRequest_ParametersEntry(): CompleteConnectionRequest_ParametersEntry {
+  return { key: "", value: "" };
+}
+
+export const CompleteConnectionRequest_ParametersEntry: MessageFns<CompleteConnectionRequest_ParametersEntry> = {
+  encode(message: CompleteConnectionRequest_ParametersEntry, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CompleteConnectionRequest_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCompleteConnectionRequest_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<CompleteConnectionRequest_ParametersEntry>): CompleteConnectionRequest_ParametersEntry {
+    return CompleteConnectionRequest_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<CompleteConnectionRequest_ParametersEntry>,
+  ): CompleteConnectionRequest_ParametersEntry {
+    const message = createBaseCompleteConnectionRequest_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
     return message;
   },
 };
 
 function createBaseCompleteConnectionResponse(): CompleteConnectionResponse {
-  return { connection: undefined, redirectUri: "" };
+  return { connection: undefined, redirectUri: "", verifier: "", allowedOrigins: [] };
 }
 
 export const CompleteConnectionResponse: MessageFns<CompleteConnectionResponse> = {
@@ -1245,6 +1516,12 @@ export const CompleteConnectionResponse: MessageFns<CompleteConnectionResponse> 
     }
     if (message.redirectUri !== "") {
       writer.uint32(18).string(message.redirectUri);
+    }
+    if (message.verifier !== "") {
+      writer.uint32(26).string(message.verifier);
+    }
+    for (const v of message.allowedOrigins) {
+      writer.uint32(34).string(v!);
     }
     return writer;
   },
@@ -1278,6 +1555,22 @@ export const CompleteConnectionResponse: MessageFns<CompleteConnectionResponse> 
             message.redirectUri = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.verifier = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.allowedOrigins.push(reader.string());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1299,6 +1592,168 @@ export const CompleteConnectionResponse: MessageFns<CompleteConnectionResponse> 
       ? Connection.fromPartial(object.connection)
       : undefined;
     message.redirectUri = object.redirectUri ?? "";
+    message.verifier = object.verifier ?? "";
+    message.allowedOrigins = object.allowedOrigins?.map((e) => e) || [];
+    return message;
+  },
+};
+
+function createBaseVerifyConnectionRequest(): VerifyConnectionRequest {
+  return { projectId: "", environment: 0, externalUserId: "", connectionId: "", verifier: "" };
+}
+
+export const VerifyConnectionRequest: MessageFns<VerifyConnectionRequest> = {
+  encode(message: VerifyConnectionRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.environment !== 0) {
+      writer.uint32(16).int32(message.environment);
+    }
+    if (message.externalUserId !== "") {
+      writer.uint32(26).string(message.externalUserId);
+    }
+    if (message.connectionId !== "") {
+      writer.uint32(34).string(message.connectionId);
+    }
+    if (message.verifier !== "") {
+      writer.uint32(42).string(message.verifier);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): VerifyConnectionRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseVerifyConnectionRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.environment = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.externalUserId = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.connectionId = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.verifier = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<VerifyConnectionRequest>): VerifyConnectionRequest {
+    return VerifyConnectionRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<VerifyConnectionRequest>): VerifyConnectionRequest {
+    const message = createBaseVerifyConnectionRequest();
+    message.projectId = object.projectId ?? "";
+    message.environment = object.environment ?? 0;
+    message.externalUserId = object.externalUserId ?? "";
+    message.connectionId = object.connectionId ?? "";
+    message.verifier = object.verifier ?? "";
+    return message;
+  },
+};
+
+function createBaseVerifyConnectionResponse(): VerifyConnectionResponse {
+  return { connection: undefined };
+}
+
+export const VerifyConnectionResponse: MessageFns<VerifyConnectionResponse> = {
+  encode(message: VerifyConnectionResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.connection !== undefined) {
+      Connection.encode(message.connection, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): VerifyConnectionResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseVerifyConnectionResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.connection = Connection.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<VerifyConnectionResponse>): VerifyConnectionResponse {
+    return VerifyConnectionResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<VerifyConnectionResponse>): VerifyConnectionResponse {
+    const message = createBaseVerifyConnectionResponse();
+    message.connection = (object.connection !== undefined && object.connection !== null)
+      ? Connection.fromPartial(object.connection)
+      : undefined;
     return message;
   },
 };

@@ -90,6 +90,11 @@ export interface StoreCredentialRequest {
     | undefined;
   /** Optional. The OAuth client that the grant belongs to. */
   oauthAppId: string;
+  /**
+   * Optional. Whether fields are tried at the provider first, where the app has a test request: FAILED_PRECONDITION
+   * `KEY_TEST_FAILED` when it refuses them.
+   */
+  test: boolean;
 }
 
 /** The credential that was sealed. */
@@ -118,6 +123,8 @@ export interface StartAuthorizationRequest {
   scopes: string[];
   /** Optional. Values of custom fields for templated endpoints. */
   fields: { [key: string]: string };
+  /** Optional. Whether a grant of fewer scopes than asked for is refused. */
+  allScopesRequired: boolean;
 }
 
 export interface StartAuthorizationRequest_FieldsEntry {
@@ -147,6 +154,13 @@ export interface CompleteAuthorizationRequest {
   errorDescription: string;
   /** Optional. The `iss` parameter. */
   issuer: string;
+  /** Optional. Secret: never logged. What else the redirect brought, of which the app's entry says what is kept. */
+  parameters: { [key: string]: string };
+}
+
+export interface CompleteAuthorizationRequest_ParametersEntry {
+  key: string;
+  value: string;
 }
 
 /** The credential that was made. */
@@ -510,6 +524,7 @@ function createBaseStoreCredentialRequest(): StoreCredentialRequest {
     appSlug: "",
     material: undefined,
     oauthAppId: "",
+    test: false,
   };
 }
 
@@ -540,6 +555,9 @@ export const StoreCredentialRequest: MessageFns<StoreCredentialRequest> = {
     }
     if (message.oauthAppId !== "") {
       writer.uint32(66).string(message.oauthAppId);
+    }
+    if (message.test !== false) {
+      writer.uint32(72).bool(message.test);
     }
     return writer;
   },
@@ -621,6 +639,14 @@ export const StoreCredentialRequest: MessageFns<StoreCredentialRequest> = {
             message.oauthAppId = reader.string();
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.test = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -658,6 +684,7 @@ export const StoreCredentialRequest: MessageFns<StoreCredentialRequest> = {
       }
     }
     message.oauthAppId = object.oauthAppId ?? "";
+    message.test = object.test ?? false;
     return message;
   },
 };
@@ -730,6 +757,7 @@ function createBaseStartAuthorizationRequest(): StartAuthorizationRequest {
     redirectUri: "",
     scopes: [],
     fields: {},
+    allScopesRequired: false,
   };
 }
 
@@ -762,6 +790,9 @@ export const StartAuthorizationRequest: MessageFns<StartAuthorizationRequest> = 
     globalThis.Object.entries(message.fields).forEach(([key, value]: [string, string]) => {
       StartAuthorizationRequest_FieldsEntry.encode({ key: key as any, value }, writer.uint32(74).fork()).join();
     });
+    if (message.allScopesRequired !== false) {
+      writer.uint32(80).bool(message.allScopesRequired);
+    }
     return writer;
   },
 
@@ -853,6 +884,14 @@ export const StartAuthorizationRequest: MessageFns<StartAuthorizationRequest> = 
             }
             continue;
           }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.allScopesRequired = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -887,6 +926,7 @@ export const StartAuthorizationRequest: MessageFns<StartAuthorizationRequest> = 
       },
       {},
     );
+    message.allScopesRequired = object.allScopesRequired ?? false;
     return message;
   },
 };
@@ -1038,7 +1078,7 @@ export const StartAuthorizationResponse: MessageFns<StartAuthorizationResponse> 
 };
 
 function createBaseCompleteAuthorizationRequest(): CompleteAuthorizationRequest {
-  return { state: "", code: "", error: "", errorDescription: "", issuer: "" };
+  return { state: "", code: "", error: "", errorDescription: "", issuer: "", parameters: {} };
 }
 
 export const CompleteAuthorizationRequest: MessageFns<CompleteAuthorizationRequest> = {
@@ -1058,6 +1098,9 @@ export const CompleteAuthorizationRequest: MessageFns<CompleteAuthorizationReque
     if (message.issuer !== "") {
       writer.uint32(42).string(message.issuer);
     }
+    globalThis.Object.entries(message.parameters).forEach(([key, value]: [string, string]) => {
+      CompleteAuthorizationRequest_ParametersEntry.encode({ key: key as any, value }, writer.uint32(50).fork()).join();
+    });
     return writer;
   },
 
@@ -1114,6 +1157,17 @@ export const CompleteAuthorizationRequest: MessageFns<CompleteAuthorizationReque
             message.issuer = reader.string();
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            const entry6 = CompleteAuthorizationRequest_ParametersEntry.decode(reader, reader.uint32());
+            if (entry6.value !== undefined) {
+              message.parameters[entry6.key] = entry6.value;
+            }
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1136,6 +1190,89 @@ export const CompleteAuthorizationRequest: MessageFns<CompleteAuthorizationReque
     message.error = object.error ?? "";
     message.errorDescription = object.errorDescription ?? "";
     message.issuer = object.issuer ?? "";
+    message.parameters = (globalThis.Object.entries(object.parameters ?? {}) as [string, string][]).reduce(
+      (acc: { [key: string]: string }, [key, value]: [string, string]) => {
+        if (value !== undefined) {
+          acc[key] = globalThis.String(value);
+        }
+        return acc;
+      },
+      {},
+    );
+    return message;
+  },
+};
+
+function createBaseCompleteAuthorizationRequest_ParametersEntry(): CompleteAuthorizationRequest_ParametersEntry {
+  return { key: "", value: "" };
+}
+
+export const CompleteAuthorizationRequest_ParametersEntry: MessageFns<CompleteAuthorizationRequest_ParametersEntry> = {
+  encode(
+    message: CompleteAuthorizationRequest_ParametersEntry,
+    writer: BinaryWriter = new BinaryWriter(),
+  ): BinaryWriter {
+    if (message.key !== "") {
+      writer.uint32(10).string(message.key);
+    }
+    if (message.value !== "") {
+      writer.uint32(18).string(message.value);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): CompleteAuthorizationRequest_ParametersEntry {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseCompleteAuthorizationRequest_ParametersEntry();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.key = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.value = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(
+    base?: DeepPartial<CompleteAuthorizationRequest_ParametersEntry>,
+  ): CompleteAuthorizationRequest_ParametersEntry {
+    return CompleteAuthorizationRequest_ParametersEntry.fromPartial(base ?? {});
+  },
+  fromPartial(
+    object: DeepPartial<CompleteAuthorizationRequest_ParametersEntry>,
+  ): CompleteAuthorizationRequest_ParametersEntry {
+    const message = createBaseCompleteAuthorizationRequest_ParametersEntry();
+    message.key = object.key ?? "";
+    message.value = object.value ?? "";
     return message;
   },
 };
