@@ -14,6 +14,7 @@ import type { AccountDatabase } from "./schema.ts";
 import { startConnectionHandler } from "./start-connection.ts";
 import type { TokenKeys } from "./token-keys.ts";
 import { unbuiltHandlers } from "./unbuilt.ts";
+import { type AccountSignals, watchAccountsHandler } from "./watch-accounts.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -21,13 +22,14 @@ export interface Collaborators {
   readonly vault: Vault;
   readonly catalog: Catalog;
   readonly tokenKeys: TokenKeys;
+  readonly signals: AccountSignals;
   /** Where browsers reach the gateway: base of connect links and of the redirect URI registered at providers. */
   readonly gatewayUrl: string;
 }
 
 /** `now` gives milliseconds since 1970. */
 export function accountService(
-  { db, vault, catalog, tokenKeys, gatewayUrl }: Collaborators,
+  { db, vault, catalog, tokenKeys, signals, gatewayUrl }: Collaborators,
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
@@ -40,6 +42,7 @@ export function accountService(
     ...completeConnectionHandler({ db, vault }, now),
     ...createAccountHandler({ db, vault, catalog }, now),
     ...accountHandlers({ db }),
+    ...watchAccountsHandler({ db, signals }),
     ...revocationHandlers({ db, vault }, now),
   };
 }

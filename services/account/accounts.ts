@@ -97,6 +97,26 @@ export async function listAccounts(
   return pageOf(found, page.size, Number(total));
 }
 
+/** An account's key, in the order of keys. */
+export type AccountKey = Pick<AccountRow, "projectId" | "id">;
+
+/** The accounts of all projects that come after a key, without those that are revoked. */
+export async function listAccountsByKey(
+  db: AccountDatabase,
+  after: AccountKey,
+  limit: number,
+): Promise<readonly AccountRow[]> {
+  return db
+    .selectFrom("accounts")
+    .selectAll()
+    .where(sql<boolean>`(project_id, id) > (${after.projectId}, ${after.id})`)
+    .where("state", "<>", sql.lit("REVOKED"))
+    .orderBy("projectId")
+    .orderBy("id")
+    .limit(limit)
+    .execute();
+}
+
 /** How many accounts are still to be revoked, those whose revocation was begun before among them. */
 export async function countUnrevoked(db: AccountDatabase, filter: AccountFilter): Promise<number> {
   const count = unrevoked(db, filter).select((select) => select.fn.countAll<bigint>().as("count"));

@@ -33,7 +33,6 @@ export const unbuiltHandlers = {
   deleteWebhook: refuse("DeleteWebhook"),
   rotateWebhookKey: refuse("RotateWebhookKey"),
   listEvents: refuse("ListEvents"),
-  watchAccounts: refuse("WatchAccounts"),
   listAuditEntries: refuse("ListAuditEntries"),
 } satisfies Partial<Handlers<typeof AccountServiceDefinition>>;
 

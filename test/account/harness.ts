@@ -4,6 +4,7 @@ import { generateKeyPairSync } from "node:crypto";
 import { afterAll } from "vitest";
 import { loadCatalog } from "#libs/catalog.ts";
 import { openConnection, openDatabase } from "#libs/database.ts";
+import { listenForSignals } from "#libs/database-signals.ts";
 import { digest } from "#libs/ids.ts";
 import { createLogger } from "#libs/log.ts";
 import type { CallOptions, Client } from "#libs/rpc.ts";
@@ -54,6 +55,11 @@ export async function startAccount(vaultAddress?: string) {
     applicationName: "account-test",
     statementTimeoutMs: 10_000,
   });
+  const signals = listenForSignals({
+    database: { ...database.runtime, applicationName: "account-test", statementTimeoutMs: 10_000 },
+    channels: ["account_changes"],
+    log,
+  });
   const vault = await startRecordingVault();
   const catalog = new Map(loadCatalog("catalog", { production: false }));
   const keyApp = catalog.get("sandbox_header_key");
@@ -83,7 +89,7 @@ export async function startAccount(vaultAddress?: string) {
     startServer({
       definition: AccountServiceDefinition,
       handlers: accountService(
-        { db, vault: vaultClient, catalog, tokenKeys, gatewayUrl: "https://deputy.example:8443" },
+        { db, vault: vaultClient, catalog, tokenKeys, signals, gatewayUrl: "https://deputy.example:8443" },
         now,
       ),
       callers,
@@ -109,6 +115,7 @@ export async function startAccount(vaultAddress?: string) {
   const api = connect({ ca, trustDomain }, server.publicPort);
   afterAll(async () => {
     for (const client of clients) client.close();
+    await signals.stop();
     await server.drain(1_000);
     await vault.stop();
     await db.destroy();
