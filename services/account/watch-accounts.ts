@@ -49,20 +49,21 @@ async function* watchAccounts(
   }
   const reader = readChanges(db, place);
   const isOver = () => call.signal.aborted || signals.stopping.aborted;
-  while (!isOver()) {
-    yield { account: undefined, resumeToken: writeResumeToken({ place: reader.place }), changesUse: false };
-    const dueMs = performance.now() + heartbeatMs;
-    for (let leftMs = heartbeatMs; leftMs > 0 && !isOver(); leftMs = dueMs - performance.now()) {
+  // The first look comes before the first heartbeat: a place that is of no use is refused at once.
+  for (let dueMs = performance.now(); !isOver(); dueMs = performance.now() + heartbeatMs) {
+    for (let leftMs = 1; leftMs > 0 && !isOver(); ) {
       const seen = signals.count("account_changes");
       const before = writeResumeToken({ place: reader.place });
       const { changes, more } = await reader.read();
-      const after = writeResumeToken({ place: reader.place });
       for (const [index, change] of changes.entries()) {
-        const resumeToken = index === changes.length - 1 ? after : before;
+        const isLast = index === changes.length - 1;
+        const resumeToken = isLast ? writeResumeToken({ place: reader.place }) : before;
         yield { account: changedAccount(change), resumeToken, changesUse: change.changesUse };
       }
-      if (!more) await signals.next("account_changes", seen, leftMs, call.signal);
+      leftMs = dueMs - performance.now();
+      if (leftMs > 0 && !more) await signals.next("account_changes", seen, leftMs, call.signal);
     }
+    yield { account: undefined, resumeToken: writeResumeToken({ place: reader.place }), changesUse: false };
   }
 }
 

@@ -3,7 +3,7 @@
 import { generateKeyPairSync } from "node:crypto";
 import { afterAll } from "vitest";
 import { loadCatalog } from "#libs/catalog.ts";
-import { openConnection, openDatabase } from "#libs/database.ts";
+import { type Connection, openConnection, openDatabase } from "#libs/database.ts";
 import { listenForSignals } from "#libs/database-signals.ts";
 import { digest } from "#libs/ids.ts";
 import { createLogger } from "#libs/log.ts";
@@ -121,7 +121,31 @@ export async function startAccount(vaultAddress?: string) {
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines };
+  const asSuperuser = async <Answer>(work: (admin: Connection) => Promise<Answer>): Promise<Answer> => {
+    const admin = await openConnection({ ...database.superuser, applicationName: "test", statementTimeoutMs: 10_000 });
+    return work(admin).finally(() => admin.end());
+  };
+  /** One more process on the same database, for proxies. */
+  const startSecond = async () => {
+    const second = await serve();
+    afterAll(() => second.drain(1_000));
+    return connect(await testTls("proxy"), second.internalPort);
+  };
+  return {
+    operator,
+    gateway,
+    proxy,
+    api,
+    vault,
+    db,
+    owner,
+    clock,
+    lines,
+    signals,
+    startSecond,
+    access: database.runtime,
+    asSuperuser,
+  };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;
