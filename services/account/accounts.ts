@@ -79,7 +79,11 @@ export async function updateReconnectedAccount(
     .executeTakeFirst();
 }
 
-/** Usable accounts in the order in which they were connected. */
+// Counting takes as long as there is to count, and lists have to stay quick. Up to here it costs less than a millisecond, and
+// nobody leafs through more.
+const mostCounted = 10_000;
+
+/** Usable accounts in the order in which they were connected; their total is counted up to 10,000. */
 export async function listAccounts(
   db: AccountDatabase,
   filter: AccountFilter,
@@ -92,9 +96,15 @@ export async function listAccounts(
     .orderBy("createTime")
     .orderBy("id")
     .limit(page.size + 1);
-  const count = matching.select((select) => select.fn.countAll<bigint>().as("count"));
-  const [found, { count: total }] = await Promise.all([rows.execute(), count.executeTakeFirstOrThrow()]);
-  return pageOf(found, page.size, Number(total));
+  const found = await rows.execute();
+  const isWhole = page.after === undefined && found.length <= page.size;
+  if (isWhole) return pageOf(found, page.size, found.length);
+  const counted = matching.select(sql.lit(1).as("one")).limit(sql.lit(mostCounted));
+  const { count } = await db
+    .selectFrom(counted.as("counted"))
+    .select((select) => select.fn.countAll<bigint>().as("count"))
+    .executeTakeFirstOrThrow();
+  return pageOf(found, page.size, Number(count));
 }
 
 /** An account's key, in the order of keys. */
