@@ -60,14 +60,19 @@ async function capture(
   run: (db: AccountDatabase) => Promise<unknown>,
 ): Promise<readonly Statement[]> {
   const statements: Statement[] = [];
+  // Parts of a statement are transformed as well; only what has a result was run.
+  const compiled = new Map<unknown, Statement>();
   await run(
     db.withPlugin({
       transformQuery({ node, queryId }) {
         const { sql, parameters } = db.getExecutor().compileQuery(node, queryId);
-        statements.push({ sql, parameters });
+        compiled.set(queryId.queryId, { sql, parameters });
         return node;
       },
-      transformResult: async ({ result }) => result,
+      async transformResult({ result, queryId }) {
+        statements.push(compiled.get(queryId.queryId) ?? { sql: "", parameters: [] });
+        return result;
+      },
     }),
   );
   return statements;
