@@ -25,7 +25,7 @@ import { at } from "./quantiles.ts";
 
 const kept = 1_000_000;
 const accounts = Number(process.argv.find((word) => word.startsWith("--accounts="))?.split("=")[1] ?? kept);
-const rounds = 3;
+const rounds = 7;
 const segmentMs = 1_000;
 const warmUpMs = 500;
 const callers = 8;

@@ -79,19 +79,21 @@ export async function updateReconnectedAccount(
     .executeTakeFirst();
 }
 
-// Counting takes as long as there is to count, and lists have to stay quick. Up to here it costs less than a millisecond, and
-// nobody leafs through more.
+// Counting takes as long as there is to count, and lists have to stay quick: up to here it costs about a millisecond.
 const mostCounted = 10_000;
 
-/** Usable accounts in the order in which they were connected; their total is counted up to 10,000. */
+/**
+ * Usable accounts in the order in which they were connected. Their total is counted up to 10,000, and where they are more than a
+ * page those are among them whose revocation has begun: so Postgres counts in an index and looks at no row.
+ */
 export async function listAccounts(
   db: AccountDatabase,
   filter: AccountFilter,
   page: Page,
 ): Promise<PageOf<AccountRow>> {
-  const matching = unrevoked(db, filter).where("state", "=", "ACTIVE");
-  const rows = matching
+  const rows = unrevoked(db, filter)
     .selectAll()
+    .where("state", "=", "ACTIVE")
     .where(isAfter(page.after))
     .orderBy("createTime")
     .orderBy("id")
@@ -99,7 +101,8 @@ export async function listAccounts(
   const found = await rows.execute();
   const isWhole = page.after === undefined && found.length <= page.size;
   if (isWhole) return pageOf(found, page.size, found.length);
-  const counted = matching.select(sql.lit(1).as("one")).limit(sql.lit(mostCounted));
+  // In order, so that Postgres walks the same index; it would read a table whole of which most is to be counted.
+  const counted = unrevoked(db, filter).select("id").orderBy("createTime").orderBy("id").limit(sql.lit(mostCounted));
   const { count } = await db
     .selectFrom(counted.as("counted"))
     .select((select) => select.fn.countAll<bigint>().as("count"))

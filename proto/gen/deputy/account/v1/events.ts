@@ -134,7 +134,7 @@ export interface ListEventsResponse {
 export interface WatchAccountsRequest {
   /**
    * Optional. Where an earlier stream stopped, at any process; without it the stream begins with a snapshot. OUT_OF_RANGE
-   * `RESUME_TOKEN_EXPIRED` when the changes since then are not kept any more, which is so after an hour.
+   * `RESUME_TOKEN_EXPIRED` when the changes since then are not kept any more: they are for two hours.
    */
   resumeToken: string;
   /** Optional. Begins without a snapshot, with what changes from now on; read only without a resume token. */
