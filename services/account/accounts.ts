@@ -82,32 +82,28 @@ export async function updateReconnectedAccount(
 // Counting takes as long as there is to count, and lists have to stay quick: up to here it costs about a millisecond.
 const mostCounted = 10_000;
 
-/**
- * Usable accounts in the order in which they were connected. Their total is counted up to 10,000, and where they are more than a
- * page those are among them whose revocation has begun: so Postgres counts in an index and looks at no row.
- */
+/** Usable accounts in the order in which they were connected; their total is counted up to 10,000. */
 export async function listAccounts(
   db: AccountDatabase,
   filter: AccountFilter,
   page: Page,
 ): Promise<PageOf<AccountRow>> {
-  const rows = unrevoked(db, filter)
+  const matching = unrevoked(db, filter).where("state", "=", "ACTIVE");
+  const inOrder = matching.orderBy("createTime").orderBy("id");
+  const found = await inOrder
     .selectAll()
-    .where("state", "=", "ACTIVE")
     .where(isAfter(page.after))
-    .orderBy("createTime")
-    .orderBy("id")
-    .limit(page.size + 1);
-  const found = await rows.execute();
+    .limit(page.size + 1)
+    .execute();
   const isWhole = page.after === undefined && found.length <= page.size;
-  if (isWhole) return pageOf(found, page.size, found.length);
-  // In order, so that Postgres walks the same index; it would read a table whole of which most is to be counted.
-  const counted = unrevoked(db, filter).select("id").orderBy("createTime").orderBy("id").limit(sql.lit(mostCounted));
-  const { count } = await db
-    .selectFrom(counted.as("counted"))
-    .select((select) => select.fn.countAll<bigint>().as("count"))
-    .executeTakeFirstOrThrow();
-  return pageOf(found, page.size, Number(count));
+  return pageOf(found, page.size, isWhole ? found.length : await count(db, inOrder));
+}
+
+/** In order, so that Postgres walks the same index: it would read a table whole of which most is to be counted. */
+async function count(db: AccountDatabase, inOrder: ReturnType<typeof unrevoked>): Promise<number> {
+  const counted = inOrder.select("id").limit(sql.lit(mostCounted)).as("counted");
+  const query = db.selectFrom(counted).select((select) => select.fn.countAll<bigint>().as("count"));
+  return Number((await query.executeTakeFirstOrThrow()).count);
 }
 
 /** An account's key, in the order of keys. */
@@ -193,7 +189,7 @@ export async function finishRevocation(
     .execute();
 }
 
-// The state is written into the statement, not passed: only so can Postgres see that the partial indexes serve it.
+// State and health are written into the statement, not passed: only so can Postgres see that the partial indexes serve it.
 function unrevoked(db: AccountDatabase, filter: AccountFilter) {
   let rows = db
     .selectFrom("accounts")
@@ -204,6 +200,6 @@ function unrevoked(db: AccountDatabase, filter: AccountFilter) {
   if (filter.accountId) rows = rows.where("id", "=", filter.accountId);
   if (filter.appSlug) rows = rows.where("appSlug", "=", filter.appSlug);
   if (filter.oauthAppId) rows = rows.where("oauthAppId", "=", filter.oauthAppId);
-  if (filter.health) rows = rows.where("health", "=", filter.health);
+  if (filter.health) rows = rows.where("health", "=", sql.lit(filter.health));
   return rows;
 }

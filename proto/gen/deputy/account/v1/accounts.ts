@@ -278,10 +278,7 @@ export interface ListAccountsResponse {
   accounts: Account[];
   /** Output only. What to send for the next page; empty on the last. */
   nextPageToken: string;
-  /**
-   * Output only. How many accounts match in all, counted up to 10,000: that number says that there are so many or more. Where
-   * they are more than one page, those that are being revoked are counted as well.
-   */
+  /** Output only. How many accounts match in all, counted up to 10,000: that number says that there are so many or more. */
   totalSize: number;
 }
 
