@@ -1,66 +1,18 @@
-// Apps of the catalog, and the projects' own OAuth apps for them. Own apps of a project are not built: the catalog is all.
+// Apps of the catalog. Own apps of a project are not built: the catalog is all.
 import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField } from "#libs/errors.ts";
-import { newId } from "#libs/ids.ts";
 import { type App, AppOrder, type ListAppsRequest } from "#proto/deputy/account/v1/apps.ts";
 import { getNamedApp } from "./app-choice.ts";
-import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { appMessage, oauthAppMessage } from "./messages.ts";
-import { getOauthApp, insertOauthApp, listOauthApps } from "./oauth-apps.ts";
-import { requestedPage } from "./pages.ts";
-import { getProject } from "./projects.ts";
-import type { AccountDatabase } from "./schema.ts";
+import type { HandlerGroup } from "./handler-group.ts";
+import { appMessage } from "./messages.ts";
 
-type Methods = "getApp" | "listApps" | "createOauthApp" | "getOauthApp" | "listOauthApps";
-
-export function appHandlers(
-  {
-    db,
-    vault,
-    catalog,
-    redirectUri,
-  }: { db: AccountDatabase; vault: Pick<Vault, "putOauthClient">; catalog: Catalog; redirectUri: string },
-  now: () => number,
-): HandlerGroup<Methods> {
+export function appHandlers({ catalog }: { catalog: Catalog }): HandlerGroup<"getApp" | "listApps"> {
   return {
     async getApp({ appSlug }) {
       return { app: appMessage(getNamedApp(catalog, appSlug)) };
     },
     async listApps(request) {
       return pageOfApps(catalog, request);
-    },
-    async createOauthApp(request, call) {
-      const { projectId, clientId, clientSecret, name, description, scopes, additionalScopes } = request;
-      const app = getNamedApp(catalog, request.appSlug);
-      if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth");
-      await getProject(db, projectId);
-      const oauthAppId = newId("oa");
-      const clientSecrets = clientSecret === "" ? [] : [clientSecret];
-      await vault.putOauthClient({ projectId, oauthAppId, appSlug: app.slug, clientId, clientSecrets }, ownRight(call));
-      const time = new Date(now());
-      const row = await insertOauthApp(db, {
-        projectId,
-        id: oauthAppId,
-        appSlug: app.slug,
-        clientId,
-        name,
-        description,
-        scopes,
-        additionalScopes,
-        createTime: time,
-        updateTime: time,
-      });
-      return { oauthApp: oauthAppMessage(row, redirectUri) };
-    },
-    async getOauthApp({ projectId, oauthAppId }) {
-      return { oauthApp: oauthAppMessage(await getOauthApp(db, projectId, oauthAppId), redirectUri) };
-    },
-    async listOauthApps(request) {
-      const { projectId, query } = request;
-      const appSlug = request.appSlug === "" ? "" : getNamedApp(catalog, request.appSlug).slug;
-      const page = await listOauthApps(db, { projectId, appSlug, query }, requestedPage(request));
-      const { nextPageToken, totalSize } = page;
-      return { oauthApps: page.rows.map((row) => oauthAppMessage(row, redirectUri)), nextPageToken, totalSize };
     },
   };
 }

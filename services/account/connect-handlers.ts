@@ -12,6 +12,7 @@ import { getConnection } from "./connections.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
+import { applyOverride, chooseOverride } from "./override-choice.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { requestedScopes } from "./scopes.ts";
@@ -31,9 +32,12 @@ export function connectHandlers(
     return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).appSlug;
   }
 
-  /** The app that a token is asked about: named, or known by the account to be reconnected. */
+  /** The app that a token is asked about: named, or known by the account to be reconnected or by the app override. */
   async function appInQuestion(request: ValidateConnectTokenRequest, token: ConnectTokenRow): Promise<CatalogApp> {
-    if (request.accountId === "") return chooseApp(catalog, request.appSlug, token);
+    if (request.accountId === "") {
+      const override = await chooseOverride(db, token.projectId, request.appOverrideId);
+      return chooseApp(catalog, request.appSlug || override.appSlug, token);
+    }
     const { appSlug } = await getAccount(db, token, request.accountId);
     const app = chooseApp(catalog, appSlug, token);
     if (request.appSlug !== "" && getNamedApp(catalog, request.appSlug) !== app) {
@@ -45,10 +49,13 @@ export function connectHandlers(
   /** What can be connected with the token; a refusal is thrown. */
   async function judge(request: ValidateConnectTokenRequest, token: ConnectTokenRow) {
     const app = await appInQuestion(request, token);
-    if (app.auth !== "oauth2") return { app: appMessage(app), oauthAppId: "" };
-    const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
+    const { appOverrideId } = request;
+    const override = await applyOverride(db, token.projectId, app, appOverrideId, {});
+    const choice = { app: appMessage(app), appOverrideId, appOverrideFieldNames: Object.keys(override.fields) };
+    if (app.auth !== "oauth2") return { ...choice, oauthAppId: "" };
+    const oauthAppId = chooseOauthAppId(request.oauthAppId, token, override);
     const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
-    return { app: appMessage(app), oauthAppId: oauthApp.id };
+    return { ...choice, oauthAppId: oauthApp.id };
   }
 
   return {
@@ -88,7 +95,6 @@ export function connectHandlers(
     },
 
     async validateConnectToken(request) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findConnectToken(db, request.connectToken, new Date(now()));
       if (token === undefined || token.claimedBy !== null) {
         return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message });

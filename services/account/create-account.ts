@@ -17,9 +17,9 @@ import {
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
+import { applyOverride } from "./override-choice.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 
 type Material = NonNullable<CreateAccountRequest["credential"]>;
 type Plan = Omit<NewAccount, "authorizedScopes"> & { readonly material: Material };
@@ -40,7 +40,7 @@ export function createAccountHandler(
     if (externalUserId === "") throw invalidField("external_user_id", "is required");
     await getProject(db, projectId);
     const app = chooseApp(catalog, request.appSlug, token);
-    const material = judgeMaterial(app, request.credential);
+    const material = judgeMaterial(app, await overridden(app, request));
     const oauthAppId =
       app.auth === "oauth2"
         ? (await chooseOauthApp(db, projectId, app.slug, chooseOauthAppId(request.oauthAppId, token))).id
@@ -59,6 +59,14 @@ export function createAccountHandler(
       name: request.name,
       material,
     };
+  }
+
+  /** The credential with the override's values over its own. */
+  async function overridden(app: CatalogApp, { projectId, appOverrideId, credential }: CreateAccountRequest) {
+    if (appOverrideId === "") return credential;
+    if (credential?.$case !== "fields") throw invalidField("app_override_id", "is for an account made of fields");
+    const { fields } = await applyOverride(db, projectId, app, appOverrideId, credential.value.values);
+    return { $case: "fields", value: { values: { ...fields } } } as const;
   }
 
   async function create({ material, ...account }: Plan, isNew: boolean, call: Call) {
@@ -82,7 +90,6 @@ export function createAccountHandler(
 
   return {
     async createAccount(request, call) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       const planned = await plan(request, token);
       // Not by the account's id: two calls that reconnect the same account are two attempts.

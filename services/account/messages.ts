@@ -1,10 +1,11 @@
 // Rows and catalog entries as the contract's messages.
 import type { CatalogApp } from "#libs/catalog.ts";
 import { Account, AccountHealth, AccountState } from "#proto/deputy/account/v1/accounts.ts";
-import { type App, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
+import { type App, type AppOverride, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
 import { type Connection, ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { ApiClient, Project } from "#proto/deputy/account/v1/projects.ts";
 import { appId } from "./app-choice.ts";
+import type { AppOverride as OverrideRow } from "./app-overrides.ts";
 import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow } from "./schema.ts";
 
 /** Times of the credential are the vault's to know and are not filled in here. */
@@ -72,6 +73,19 @@ export function oauthAppMessage(row: OauthAppRow, redirectUri: string): OauthApp
     scopes: [...row.scopes],
     additionalScopes: [...row.additionalScopes],
     redirectUri,
+    createTime: row.createTime,
+    updateTime: row.updateTime,
+  };
+}
+
+export function appOverrideMessage(row: OverrideRow): AppOverride {
+  return {
+    id: row.id,
+    projectId: row.projectId,
+    appSlug: row.appSlug,
+    name: row.name,
+    oauthAppId: row.oauthAppId ?? "",
+    fields: { ...row.fields },
     createTime: row.createTime,
     updateTime: row.updateTime,
   };

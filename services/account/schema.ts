@@ -11,6 +11,7 @@ export interface Tables {
   apiClients: ApiClientRow;
   externalUsers: ExternalUserRow;
   oauthApps: OauthAppRow;
+  appOverrides: AppOverrideRow;
   connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
   accounts: AccountRow;
@@ -58,6 +59,19 @@ export interface OauthAppRow {
   description: string;
   scopes: readonly string[];
   additionalScopes: readonly string[];
+  createTime: Date;
+  updateTime: Date;
+}
+
+export interface AppOverrideRow {
+  projectId: string;
+  id: string;
+  appSlug: string;
+  name: string;
+  /** Null: it chooses none. */
+  oauthAppId: string | null;
+  /** Values by name, none of a secret field. */
+  fields: JSONColumnType<Readonly<Record<string, string>>>;
   createTime: Date;
   updateTime: Date;
 }

@@ -35,9 +35,9 @@ export function authorizationHandlers(options: AuthorizationHandlerOptions): Aut
       return { credential: credentialMessage(row), identityName };
     },
 
-    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets }, call) {
+    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets, keepSecrets }, call) {
       if (!options.catalog.has(appSlug)) throw notFound("app");
-      const client = { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets };
+      const client = { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets, keepSecrets };
       await putOauthClient(options, client, actorOf(call));
       return {};
     },

@@ -18,7 +18,12 @@ export interface RecordedCall {
 
 type Answers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "startAuthorization" | "completeAuthorization" | "destroyCredentials" | "putOauthClient"
+  | "storeCredential"
+  | "startAuthorization"
+  | "completeAuthorization"
+  | "destroyCredentials"
+  | "putOauthClient"
+  | "destroyOauthClient"
 >;
 
 /** Starts it on a free port. */
@@ -56,6 +61,7 @@ export async function startRecordingVault() {
       }),
     }),
     putOauthClient: async () => ({}),
+    destroyOauthClient: async () => ({}),
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };

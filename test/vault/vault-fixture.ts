@@ -66,7 +66,11 @@ export async function vaultFixture(given?: TestDatabase) {
   const database = given ?? (await createTestDatabase("vault"));
   const ends: (() => unknown)[] = [];
   afterAll(async () => {
-    for (const end of ends.splice(0).reverse()) await end();
+    for (const end of ends.splice(0).reverse()) {
+      const late = setTimeout(() => process.stderr.write(`this end of the fixture takes long: ${end}\n`), 10_000);
+      await end();
+      clearTimeout(late);
+    }
   });
   const directory = await mkdtemp(join(tmpdir(), "deputy-vault-"));
   ends.push(() => rm(directory, { recursive: true }));
@@ -165,8 +169,10 @@ export async function vaultFixture(given?: TestDatabase) {
   const [asAccount, asProxy] = [await vault.as("account"), await vault.as("proxy")];
   const watching = await watchLeasesAs(asProxy, watchingProxyId);
   const oauthAppId = "oa_1";
-  const putClient = (clientSecrets = [clientSecret]) =>
-    asAccount.putOauthClient({ projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets }, soon());
+  const putClient = (clientSecrets = [clientSecret], keepSecrets = false) => {
+    const client = { projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets, keepSecrets };
+    return asAccount.putOauthClient(client, soon());
+  };
   await putClient();
 
   let accounts = 0;

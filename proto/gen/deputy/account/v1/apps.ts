@@ -305,7 +305,10 @@ export interface UpdateOauthAppRequest {
   clientId?:
     | string
     | undefined;
-  /** Optional. Secret: never logged. A new client secret, tried first; an empty one changes nothing. */
+  /**
+   * Optional. Secret: never logged. A new client secret, tried first; the old ones stay behind it, unless the client id changes
+   * too. An empty one changes nothing.
+   */
   clientSecret: string;
   /** Optional. The new name. */
   name?:
@@ -319,6 +322,10 @@ export interface UpdateOauthAppRequest {
   scopes: string[];
   /** Optional. The new additional scopes, when not empty. */
   additionalScopes: string[];
+  /** Optional. Whether the scopes are removed, so that the app's own are asked for again; not together with new ones. */
+  clearScopes: boolean;
+  /** Optional. Whether the additional scopes are removed; not together with new ones. */
+  clearAdditionalScopes: boolean;
 }
 
 /** The OAuth app after the change. */
@@ -327,7 +334,7 @@ export interface UpdateOauthAppResponse {
   oauthApp: OauthApp | undefined;
 }
 
-/** Names the OAuth app to be deleted. */
+/** Names the OAuth app to be deleted. One that an app override chooses is refused until the override is changed. */
 export interface DeleteOauthAppRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
@@ -445,6 +452,8 @@ export interface UpdateAppOverrideRequest {
     | undefined;
   /** Optional. The new values, all of them, when not empty. */
   fields: { [key: string]: string };
+  /** Optional. Whether the values are removed; not together with new ones. */
+  clearFields: boolean;
 }
 
 export interface UpdateAppOverrideRequest_FieldsEntry {
@@ -2335,6 +2344,8 @@ function createBaseUpdateOauthAppRequest(): UpdateOauthAppRequest {
     description: undefined,
     scopes: [],
     additionalScopes: [],
+    clearScopes: false,
+    clearAdditionalScopes: false,
   };
 }
 
@@ -2363,6 +2374,12 @@ export const UpdateOauthAppRequest: MessageFns<UpdateOauthAppRequest> = {
     }
     for (const v of message.additionalScopes) {
       writer.uint32(66).string(v!);
+    }
+    if (message.clearScopes !== false) {
+      writer.uint32(72).bool(message.clearScopes);
+    }
+    if (message.clearAdditionalScopes !== false) {
+      writer.uint32(80).bool(message.clearAdditionalScopes);
     }
     return writer;
   },
@@ -2444,6 +2461,22 @@ export const UpdateOauthAppRequest: MessageFns<UpdateOauthAppRequest> = {
             message.additionalScopes.push(reader.string());
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.clearScopes = reader.bool();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.clearAdditionalScopes = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2469,6 +2502,8 @@ export const UpdateOauthAppRequest: MessageFns<UpdateOauthAppRequest> = {
     message.description = object.description ?? undefined;
     message.scopes = object.scopes?.map((e) => e) || [];
     message.additionalScopes = object.additionalScopes?.map((e) => e) || [];
+    message.clearScopes = object.clearScopes ?? false;
+    message.clearAdditionalScopes = object.clearAdditionalScopes ?? false;
     return message;
   },
 };
@@ -3411,7 +3446,7 @@ export const ListAppOverridesResponse: MessageFns<ListAppOverridesResponse> = {
 };
 
 function createBaseUpdateAppOverrideRequest(): UpdateAppOverrideRequest {
-  return { projectId: "", appOverrideId: "", name: undefined, oauthAppId: undefined, fields: {} };
+  return { projectId: "", appOverrideId: "", name: undefined, oauthAppId: undefined, fields: {}, clearFields: false };
 }
 
 export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
@@ -3431,6 +3466,9 @@ export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
     globalThis.Object.entries(message.fields).forEach(([key, value]: [string, string]) => {
       UpdateAppOverrideRequest_FieldsEntry.encode({ key: key as any, value }, writer.uint32(42).fork()).join();
     });
+    if (message.clearFields !== false) {
+      writer.uint32(48).bool(message.clearFields);
+    }
     return writer;
   },
 
@@ -3490,6 +3528,14 @@ export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
             }
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.clearFields = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3520,6 +3566,7 @@ export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
       },
       {},
     );
+    message.clearFields = object.clearFields ?? false;
     return message;
   },
 };

@@ -257,6 +257,11 @@ export interface PutOauthClientRequest {
   clientId: string;
   /** Optional. Secret: never logged. The client secrets in the order in which they are tried; none for a public client. */
   clientSecrets: string[];
+  /**
+   * Optional. Whether the secrets that the client has already are kept behind these, the one that worked last before the
+   * others, five in all. A client that is not there has none.
+   */
+  keepSecrets: boolean;
 }
 
 /** The OAuth client is stored. */
@@ -1860,7 +1865,7 @@ export const DestroyCredentialsResponse: MessageFns<DestroyCredentialsResponse> 
 };
 
 function createBasePutOauthClientRequest(): PutOauthClientRequest {
-  return { projectId: "", oauthAppId: "", appSlug: "", clientId: "", clientSecrets: [] };
+  return { projectId: "", oauthAppId: "", appSlug: "", clientId: "", clientSecrets: [], keepSecrets: false };
 }
 
 export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
@@ -1879,6 +1884,9 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
     }
     for (const v of message.clientSecrets) {
       writer.uint32(42).string(v!);
+    }
+    if (message.keepSecrets !== false) {
+      writer.uint32(48).bool(message.keepSecrets);
     }
     return writer;
   },
@@ -1936,6 +1944,14 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
             message.clientSecrets.push(reader.string());
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.keepSecrets = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1958,6 +1974,7 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
     message.appSlug = object.appSlug ?? "";
     message.clientId = object.clientId ?? "";
     message.clientSecrets = object.clientSecrets?.map((e) => e) || [];
+    message.keepSecrets = object.keepSecrets ?? false;
     return message;
   },
 };
