@@ -20,6 +20,8 @@ let account: RunningServer;
 let client: ReturnType<typeof createClient<typeof AccountServiceDefinition>>;
 let watch: ReturnType<typeof watchAccounts>;
 const lines: string[] = [];
+/** The accounts whose leases were dropped. */
+const noted: string[] = [];
 /** Streams that were opened, and the way to speak on the last one. */
 const opened: WatchAccountsRequest[] = [];
 let fault: StatusError | undefined;
@@ -72,8 +74,14 @@ beforeEach(async () => {
   opened.length = 0;
   lines.length = 0;
   const log = createLogger("proxy", "info", { write: (line) => lines.push(line) });
-  watch = watchAccounts({ account: client, holds: fixture.holds, log });
-  await expect.poll(() => lines.join(""), { interval: 5 }).toContain("the account service is watched");
+  const holds = {
+    invalidate(...[whose, news]: Parameters<typeof fixture.holds.invalidate>) {
+      fixture.holds.invalidate(whose, news);
+      noted.push(whose.accountId);
+    },
+  };
+  watch = watchAccounts({ account: client, holds, log });
+  await expect.poll(() => lines.join(""), { timeout: 10_000, interval: 5 }).toContain("the account service is watched");
 });
 afterEach(() => watch.stop());
 
@@ -87,8 +95,9 @@ function changed(more: Partial<Account> = {}, changesUse = true): Partial<WatchA
 
 /** Waits until what was said before this has been heard: words come in order. */
 async function heard(): Promise<void> {
-  say({ ...changed({ id: "apn_last" }), resumeToken: "heard" });
-  await new Promise((resolve) => setTimeout(resolve, 100));
+  const id = `apn_last_${noted.length}`;
+  say({ ...changed({ id }), resumeToken: "heard" });
+  await expect.poll(() => noted, { timeout: 10_000, interval: 5 }).toContain(id);
 }
 
 test("asks again for an account that changed, and for no other", async () => {
@@ -122,7 +131,7 @@ test("breaks off what is in flight for an account that is being revoked, and not
     answer = (text) => void socket.write(text);
   });
   const shared = forward();
-  await expect.poll(() => answer, { interval: 5 }).toBeDefined();
+  await expect.poll(() => answer, { timeout: 10_000, interval: 5 }).toBeDefined();
   say(changed());
   await heard();
   answer?.(ok("{}"));
@@ -131,7 +140,7 @@ test("breaks off what is in flight for an account that is being revoked, and not
   answer = undefined;
   const revoked = forward();
   revoked.catch(() => undefined);
-  await expect.poll(() => answer, { interval: 5 }).toBeDefined();
+  await expect.poll(() => answer, { timeout: 10_000, interval: 5 }).toBeDefined();
   say(changed({ state: AccountState.REVOKING }));
   await expect(revoked).rejects.toMatchObject({ code: "FAILED_PRECONDITION", reason: "ACCOUNT_REVOKED" });
 });
@@ -141,10 +150,12 @@ test("begins without a snapshot, and goes on after a loss where it was", async (
   say(changed());
   await heard();
   say("cut");
-  await expect.poll(() => opened.length).toBe(2);
+  await expect.poll(() => opened.length, { timeout: 10_000 }).toBe(2);
   expect(opened[1]).toMatchObject({ resumeToken: "heard" });
   await forward();
-  await expect.poll(() => lines.filter((line) => line.includes("service is watched")).length).toBe(2);
+  await expect
+    .poll(() => lines.filter((line) => line.includes("service is watched")).length, { timeout: 10_000 })
+    .toBe(2);
   say(changed());
   await heard();
   await forward();
