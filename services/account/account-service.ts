@@ -26,6 +26,7 @@ import type { TokenKeys } from "./token-keys.ts";
 import { unbuiltHandlers } from "./unbuilt.ts";
 import { userHandlers } from "./user-handlers.ts";
 import { verifyConnectionHandler } from "./verify-connection.ts";
+import { type AccountSignals, watchAccountsHandler } from "./watch-accounts.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -33,6 +34,7 @@ export interface Collaborators {
   readonly vault: Vault;
   readonly catalog: Catalog;
   readonly tokenKeys: TokenKeys;
+  readonly signals: AccountSignals;
   /** Where browsers reach the gateway: base of connect links and of the redirect URI registered at providers. */
   readonly gatewayUrl: string;
   /** How many external users the development environment of a project takes; 0 for any number. */
@@ -41,7 +43,7 @@ export interface Collaborators {
 
 /** `now` gives milliseconds since 1970. */
 export function accountService(
-  { db, vault, catalog, tokenKeys, gatewayUrl, developmentUsers }: Collaborators,
+  { db, vault, catalog, tokenKeys, signals, gatewayUrl, developmentUsers }: Collaborators,
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
@@ -66,6 +68,7 @@ export function accountService(
     ...verifyConnectionHandler({ db, developmentUsers }, now),
     ...createAccountHandler({ db, vault, catalogOf, developmentUsers }, now),
     ...accountHandlers({ db }, now),
+    ...watchAccountsHandler({ db, signals }),
     ...revocations,
     ...deleteUserHandler({ db, vault }, now),
   };

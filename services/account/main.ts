@@ -2,6 +2,7 @@
 import { loadCatalog } from "#libs/catalog.ts";
 import { readConfig } from "#libs/config.ts";
 import { openDatabase } from "#libs/database.ts";
+import { listenForSignals } from "#libs/database-signals.ts";
 import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
@@ -9,6 +10,7 @@ import { startServer } from "#libs/rpc-server.ts";
 import { catalogDirectory, gatewayUrl, serviceSettings, tlsIdentity, vaultAddress } from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { startPruning } from "./account-changes.ts";
 import { accountService } from "./account-service.ts";
 import { authenticator } from "./authenticate.ts";
 import { callers } from "./callers.ts";
@@ -45,14 +47,19 @@ dieLoudly(log);
 const tls = tlsIdentity(config);
 const tokenKeys = await loadTokenKeys(config.DEPUTY_TOKEN_KEY_FILE.reveal());
 const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production: !config.DEPUTY_DEVELOPMENT });
-const db = openDatabase<Tables>({
+const database = {
   url: config.DEPUTY_DATABASE_URL,
   password: config.DEPUTY_DATABASE_PASSWORD_FILE,
   applicationName: "deputy-account",
   statementTimeoutMs: 20_000,
+};
+const db = openDatabase<Tables>({
+  ...database,
   maxConnections: 20,
   onIdleError: (error) => log.warn({ err: error }, "an idle connection to the database was lost"),
 });
+const signals = listenForSignals({ database, channels: ["account_changes"], log });
+const pruning = startPruning(db, log);
 const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
 
 const server = await startServer({
@@ -63,6 +70,7 @@ const server = await startServer({
       vault,
       catalog,
       tokenKeys,
+      signals,
       gatewayUrl: config.DEPUTY_GATEWAY_URL,
       developmentUsers: config.DEPUTY_DEVELOPMENT_USERS,
     },
@@ -78,4 +86,5 @@ const server = await startServer({
 });
 const sweep = startSweep({ db, vault }, log);
 log.info({ internalPort: server.internalPort, publicPort: server.publicPort, apps: catalog.size }, "serving");
-stopInOrder(log, server.drain, sweep.stop, vault.close, () => db.destroy());
+// The signals first, because streams would hold up the drain.
+stopInOrder(log, signals.stop, server.drain, sweep.stop, pruning.stop, vault.close, () => db.destroy());

@@ -14,7 +14,6 @@ export const unbuiltHandlers = {
   deleteWebhook: refuse("DeleteWebhook"),
   rotateWebhookKey: refuse("RotateWebhookKey"),
   listEvents: refuse("ListEvents"),
-  watchAccounts: refuse("WatchAccounts"),
 } satisfies Partial<Handlers<typeof AccountServiceDefinition>>;
 
 /** Refuses a request that uses a field which is not built. */

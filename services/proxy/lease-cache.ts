@@ -9,7 +9,7 @@
 // the account, the member on whose behalf a caller acts and what for: all of it is the key. What is left of a token, its signature, its
 // time and its scope, this process checks for every request, by the same code and the same keys. And the vault's own look at a
 // token guards against a proxy that is not to be trusted with more than the requests it was given; with this one lease such a
-// proxy can do what it likes in any case. A member's right that is taken away ends with the leases there are, ten seconds at most.
+// proxy can do what it likes in any case. A member's right that is taken away ends when the account service tells of it, or with the leases there are, ten seconds at most.
 //
 // One question for many: who asks while an answer is on its way waits for that one, each within its own deadline. The question
 // itself runs under none of theirs, for its answer is not theirs alone. A request in the last third of a lease's life has the

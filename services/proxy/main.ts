@@ -29,6 +29,7 @@ import { limitRules, limitSettings } from "./limit-settings.ts";
 import { openLimitStore } from "./limit-store.ts";
 import { startLimits } from "./limits.ts";
 import { proxyCallers, proxyService } from "./proxy-service.ts";
+import { watchAccounts } from "./watch-accounts.ts";
 import { watchLeases } from "./watch-leases.ts";
 
 const config = readConfig({
@@ -86,12 +87,14 @@ const server = await startServer({
 // Without a watch there are no leases.
 server.setServing(false);
 const watch = watchLeases({ vault, proxyId, holds, log, onChange: server.setServing });
+const accountWatch = watchAccounts({ account, holds, log });
 log.info({ internal: config.DEPUTY_PROXY_INTERNAL_ADDRESS, public: config.DEPUTY_PROXY_PUBLIC_ADDRESS }, "serving");
 
 stopInOrder(
   log,
   (timeoutMs) => server.drain(timeoutMs),
   () => watch.stop(),
+  () => accountWatch.stop(),
   () => egress.close(),
   () => limitStore.close(),
   () => account.close(),

@@ -1,5 +1,5 @@
 // Keeps the WatchLeases stream to the vault: what the vault says goes to the holds, and is acknowledged after they have dropped
-// what is over. A stream that breaks or falls silent is given up for a new one, with growing pauses.
+// what is over.
 import { PassThrough } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "#libs/log.ts";
@@ -11,7 +11,8 @@ import {
   LeaseInvalidationReason,
   type WatchLeasesRequest,
 } from "#proto/deputy/vault/v1/leases.ts";
-import { type LeaseHolds, type LeaseNews, silenceMs } from "./lease-holds.ts";
+import { keepWatching, streamMs, untilSilent } from "./keep-watching.ts";
+import type { LeaseHolds, LeaseNews } from "./lease-holds.ts";
 
 /** What a watch is made of. */
 export interface WatchOptions {
@@ -29,10 +30,6 @@ export interface LeaseWatch {
   stop(): Promise<void>;
 }
 
-// Every call has a deadline, of an hour at most; a stream that meets it is opened again.
-const streamMs = 50 * 60_000;
-const firstPauseMs = 50;
-const longestPauseMs = 2_000;
 // For a goodbye that has to reach the vault before the connection closes.
 const goodbyeMs = 1_000;
 
@@ -45,19 +42,13 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
   let say: Say | undefined;
 
   async function watchOnce(onBegin: () => void): Promise<void> {
-    const silence = new AbortController();
     const outgoing = new PassThrough({ objectMode: true });
     const tell: Say = (message) => outgoing.write({ message });
     tell({ $case: "hello", value: { proxyId: options.proxyId } });
-    const answers = options.vault.watchLeases(outgoing, {
-      deadlineMs: Date.now() + streamMs,
-      signal: silence.signal,
-    });
-    let timer = setTimeout(() => silence.abort(), silenceMs);
+    const open = (signal: AbortSignal) =>
+      options.vault.watchLeases(outgoing, { deadlineMs: Date.now() + streamMs, signal });
     try {
-      for await (const { message } of answers) {
-        clearTimeout(timer);
-        timer = setTimeout(() => silence.abort(), silenceMs);
+      for await (const { message } of untilSilent(open)) {
         holds.heard();
         if (say === undefined) onBegin();
         say = tell;
@@ -71,36 +62,13 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
         tell({ $case: "acknowledgedSequence", value: acknowledged });
       }
     } finally {
-      clearTimeout(timer);
       say = undefined;
       holds.lost();
       outgoing.end();
     }
   }
 
-  async function watchAgain(): Promise<void> {
-    let pauseMs = firstPauseMs;
-    while (!stopping.signal.aborted) {
-      let fault: unknown;
-      let began = false;
-      await watchOnce(() => {
-        began = true;
-        pauseMs = firstPauseMs;
-        log.info("the vault is watched");
-        onChange(true);
-      }).catch((error: unknown) => {
-        fault = error;
-      });
-      if (stopping.signal.aborted) return;
-      // Once for each time that the vault is away, not for each attempt.
-      if (began || pauseMs === firstPauseMs) log.warn({ err: fault }, "the vault is not watched");
-      if (began) onChange(false);
-      await sleep(pauseMs * (0.5 + Math.random()), undefined, { signal: stopping.signal }).catch(() => undefined);
-      pauseMs = Math.min(pauseMs * 2, longestPauseMs);
-    }
-  }
-
-  const watching = watchAgain();
+  const watching = keepWatching({ name: "the vault", watchOnce, log, stopping: stopping.signal, onChange });
   return {
     async stop() {
       stopping.abort();

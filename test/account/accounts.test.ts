@@ -246,6 +246,26 @@ test("walks 250 accounts of one millisecond in pages, without gaps or repeats", 
   expect(byDefault.accounts).toHaveLength(100);
 });
 
+test("counts up to 10,000 and no further, on each page", async () => {
+  const project = await newProject(account);
+  const [id] = await insertAccounts(account, project.projectId, 1);
+  const insert = (from: number, to: number) =>
+    account.owner.query(
+      `insert into accounts select copy.* from accounts as account, generate_series($2::int, $3::int) as number,
+         jsonb_populate_record(null::accounts, to_jsonb(account) || jsonb_build_object('id', 'apn_' || number)) as copy
+       where account.id = $1`,
+      [id, from, to],
+    );
+  const list = (pageToken = "") =>
+    api.listAccounts({ environment: development, pageSize: 1000, pageToken }, call(project.token));
+  await insert(1, 9_998);
+  expect((await list()).totalSize).toBe(9_999);
+  await insert(9_999, 10_500);
+  const { totalSize, nextPageToken } = await list();
+  expect(totalSize).toBe(10_000);
+  expect((await list(nextPageToken)).totalSize).toBe(10_000);
+});
+
 test("neither repeats nor skips when accounts come and go between pages", async () => {
   const project = await newProject(account);
   await insertAccounts(account, project.projectId, 20);

@@ -3,7 +3,8 @@
 import { generateKeyPairSync } from "node:crypto";
 import { afterAll } from "vitest";
 import { type CatalogApp, loadCatalog } from "#libs/catalog.ts";
-import { openConnection, openDatabase } from "#libs/database.ts";
+import { type Connection, openConnection, openDatabase } from "#libs/database.ts";
+import { listenForSignals } from "#libs/database-signals.ts";
 import { digest } from "#libs/ids.ts";
 import { createLogger } from "#libs/log.ts";
 import type { CallOptions, Client } from "#libs/rpc.ts";
@@ -54,6 +55,11 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
     applicationName: "account-test",
     statementTimeoutMs: 10_000,
   });
+  const signals = listenForSignals({
+    database: { ...database.runtime, applicationName: "account-test", statementTimeoutMs: 10_000 },
+    channels: ["account_changes"],
+    log,
+  });
   const vault = await startRecordingVault();
   const catalog = new Map(loadCatalog("catalog", { production: false }));
   const keyApp = catalog.get("sandbox_header_key");
@@ -90,6 +96,7 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
           vault: vaultClient,
           catalog,
           tokenKeys,
+          signals,
           gatewayUrl: "https://deputy.example:8443",
           developmentUsers,
         },
@@ -118,12 +125,26 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
   const api = connect({ ca, trustDomain }, server.publicPort);
   afterAll(async () => {
     for (const client of clients) client.close();
+    await signals.stop();
     await server.drain(1_000);
     await vault.stop();
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, vaultClient, db, owner, clock, lines, tokenKeys, tokenKey, database };
+  const asSuperuser = async <Answer>(work: (admin: Connection) => Promise<Answer>): Promise<Answer> => {
+    const admin = await openConnection({ ...database.superuser, applicationName: "test", statementTimeoutMs: 10_000 });
+    return work(admin).finally(() => admin.end());
+  };
+  /** One more process on the same database, for proxies. */
+  const startSecond = async () => {
+    const second = await serve();
+    afterAll(() => second.drain(1_000));
+    return connect(await testTls("proxy"), second.internalPort);
+  };
+  return {
+    ...{ operator, gateway, proxy, api, vault, vaultClient, db, owner, clock, lines, tokenKeys, tokenKey, database },
+    ...{ signals, startSecond, access: database.runtime, asSuperuser },
+  };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;

@@ -312,7 +312,7 @@ export interface ListAccountsResponse {
   accounts: Account[];
   /** Output only. What to send for the next page; empty on the last. */
   nextPageToken: string;
-  /** Output only. How many accounts match in all. */
+  /** Output only. How many accounts match in all, counted up to 10,000: that number says that there are so many or more. */
   totalSize: number;
 }
 

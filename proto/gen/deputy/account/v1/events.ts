@@ -130,20 +130,38 @@ export interface ListEventsResponse {
   nextPageToken: string;
 }
 
-/** Asks for account changes as they happen. */
+/** Asks for account changes as they happen, of all projects. */
 export interface WatchAccountsRequest {
-  /** Optional. Where an earlier stream stopped; without it the stream begins with a snapshot. */
+  /**
+   * Optional. Where an earlier stream stopped, at any process; without it the stream begins with a snapshot. OUT_OF_RANGE
+   * `RESUME_TOKEN_EXPIRED` when the changes since then are not kept any more: they are for two hours.
+   */
   resumeToken: string;
+  /** Optional. Begins without a snapshot, with what changes from now on, or has a moment ago; read only without a resume token. */
+  changesOnly: boolean;
 }
 
-/** One change of an account. */
+/**
+ * One account of the snapshot, one change of an account, or, without an account, a heartbeat. The first heartbeat says that the
+ * snapshot is complete; then there is one each second, so that a stream that is silent for longer can be told from one with
+ * nothing to tell.
+ */
 export interface WatchAccountsResponse {
-  /** Output only. The account as it is now; a revoked one says so by its state. */
+  /**
+   * Output only. The account as it is now; a revoked one says so by its state. Snapshots leave revoked ones out; of one whose
+   * row was erased there are id, project, environment and state. A change may come more than once, and never after a later
+   * state of its account.
+   */
   account:
     | Account
     | undefined;
-  /** Output only. What to send to go on after this change. */
+  /** Output only. What to send to go on after this message. */
   resumeToken: string;
+  /**
+   * Output only. Whether the change may matter to those who use the account: its state, owner, sharing and the like, rather
+   * than its name or its health.
+   */
+  changesUse: boolean;
 }
 
 function createBaseWebhook(): Webhook {
@@ -1041,13 +1059,16 @@ export const ListEventsResponse: MessageFns<ListEventsResponse> = {
 };
 
 function createBaseWatchAccountsRequest(): WatchAccountsRequest {
-  return { resumeToken: "" };
+  return { resumeToken: "", changesOnly: false };
 }
 
 export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
   encode(message: WatchAccountsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.resumeToken !== "") {
       writer.uint32(10).string(message.resumeToken);
+    }
+    if (message.changesOnly !== false) {
+      writer.uint32(16).bool(message.changesOnly);
     }
     return writer;
   },
@@ -1073,6 +1094,14 @@ export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
             message.resumeToken = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.changesOnly = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1091,12 +1120,13 @@ export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
   fromPartial(object: DeepPartial<WatchAccountsRequest>): WatchAccountsRequest {
     const message = createBaseWatchAccountsRequest();
     message.resumeToken = object.resumeToken ?? "";
+    message.changesOnly = object.changesOnly ?? false;
     return message;
   },
 };
 
 function createBaseWatchAccountsResponse(): WatchAccountsResponse {
-  return { account: undefined, resumeToken: "" };
+  return { account: undefined, resumeToken: "", changesUse: false };
 }
 
 export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
@@ -1106,6 +1136,9 @@ export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
     }
     if (message.resumeToken !== "") {
       writer.uint32(18).string(message.resumeToken);
+    }
+    if (message.changesUse !== false) {
+      writer.uint32(24).bool(message.changesUse);
     }
     return writer;
   },
@@ -1139,6 +1172,14 @@ export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
             message.resumeToken = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.changesUse = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1160,6 +1201,7 @@ export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
       ? Account.fromPartial(object.account)
       : undefined;
     message.resumeToken = object.resumeToken ?? "";
+    message.changesUse = object.changesUse ?? false;
     return message;
   },
 };
