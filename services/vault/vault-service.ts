@@ -26,6 +26,7 @@ import type { SealState } from "./seal-state.ts";
 import type { Secrets } from "./secrets.ts";
 import { transferHandlers } from "./transfer-handlers.ts";
 import { watchLeases } from "./watch-leases.ts";
+import { webhookKeyHandlers } from "./webhook-key-handlers.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
 
@@ -58,6 +59,7 @@ export function vaultService(options: VaultServiceOptions, operations: Operation
     ...credentialHandlers({ ...options, signals, signingKey }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
+    ...webhookKeyHandlers(options),
     async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {
       await requireWatching(options.db, proxyId);
       const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
