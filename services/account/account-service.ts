@@ -14,6 +14,7 @@ import type { AccountDatabase } from "./schema.ts";
 import { startConnectionHandler } from "./start-connection.ts";
 import type { TokenKeys } from "./token-keys.ts";
 import { unbuiltHandlers } from "./unbuilt.ts";
+import { webhookHandlers } from "./webhook-handlers.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -23,11 +24,13 @@ export interface Collaborators {
   readonly tokenKeys: TokenKeys;
   /** Where browsers reach the gateway: base of connect links and of the redirect URI registered at providers. */
   readonly gatewayUrl: string;
+  /** `host:port` of webhooks that may be on loopback: development only. */
+  readonly exemptTargets: readonly string[];
 }
 
 /** `now` gives milliseconds since 1970. */
 export function accountService(
-  { db, vault, catalog, tokenKeys, gatewayUrl }: Collaborators,
+  { db, vault, catalog, tokenKeys, gatewayUrl, exemptTargets }: Collaborators,
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
@@ -41,5 +44,6 @@ export function accountService(
     ...createAccountHandler({ db, vault, catalog }, now),
     ...accountHandlers({ db }),
     ...revocationHandlers({ db, vault }, now),
+    ...webhookHandlers({ db, vault, exemptTargets }, now),
   };
 }

@@ -23,8 +23,15 @@ export interface AccountFilter extends AccountScope {
   readonly health?: AccountRow["health"];
 }
 
+/** What the vault tells of a credential that it has stored. */
+export type CredentialFacts = Pick<
+  AccountRow,
+  "credentialGeneration" | "expireTime" | "lastRefreshTime" | "nextRefreshTime"
+>;
+
 /** What a new account is made of. */
-export type NewAccount = Omit<AccountRow, "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime">;
+export type NewAccount = Partial<CredentialFacts> &
+  Omit<AccountRow, "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime" | keyof CredentialFacts>;
 
 export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
   const fresh = { state: "ACTIVE", health: "HEALTHY", error: "", createTime: time, updateTime: time } as const;
@@ -64,13 +71,15 @@ export function accountRevoked(time: Date): StatusError {
 /** Notes that the account's credential was replaced. Undefined when it was revoked meanwhile. */
 export async function updateReconnectedAccount(
   db: AccountDatabase,
-  account: Pick<NewAccount, "projectId" | "id" | "name" | "oauthAppId" | "authorizedScopes">,
+  account: Pick<NewAccount, "projectId" | "id" | "name" | "oauthAppId" | "authorizedScopes" | keyof CredentialFacts>,
   time: Date,
 ): Promise<AccountRow | undefined> {
   const { projectId, id, name, oauthAppId, authorizedScopes } = account;
+  const { credentialGeneration, expireTime, lastRefreshTime, nextRefreshTime } = account;
   return db
     .updateTable("accounts")
     .set({ oauthAppId, authorizedScopes, health: "HEALTHY", error: "", updateTime: time })
+    .set({ credentialGeneration, expireTime, lastRefreshTime, nextRefreshTime })
     .$if(name !== "", (update) => update.set({ name }))
     .where("projectId", "=", projectId)
     .where("id", "=", id)

@@ -68,6 +68,7 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   deleteWebhook: api("connect:projects:write"),
   rotateWebhookKey: api("connect:projects:write"),
   listEvents: api("connect:projects:read"),
+  replayEvents: api("connect:projects:write"),
   watchAccounts: [{ service: "proxy" }, ...operator],
   listAuditEntries: operator,
 };

@@ -20,7 +20,7 @@ import { insertAccount, updateReconnectedAccount } from "./accounts.ts";
 import { claimConnectToken, getConnectToken, invalidConnectToken, releaseConnectToken } from "./connect-tokens.ts";
 import { endConnection, getConnectionByState, lockPendingConnection } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { connectionMessage } from "./messages.ts";
+import { connectionMessage, credentialFacts } from "./messages.ts";
 import type { AccountDatabase, ConnectionRow } from "./schema.ts";
 
 interface Collaborators {
@@ -78,7 +78,7 @@ export function completeConnectionHandler(
     const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId } = connection;
     const { identityName: name, credential } = response;
     const whose = { projectId, id, environment, externalUserId, appSlug, oauthAppId };
-    const account = { ...whose, name, authorizedScopes: credential?.scopes ?? [] };
+    const account = { ...whose, name, authorizedScopes: credential?.scopes ?? [], ...credentialFacts(credential) };
     const time = new Date(now());
     return connection.reconnects
       ? await updateReconnectedAccount(tx, account, time)

@@ -15,7 +15,7 @@ import {
   releaseConnectToken,
 } from "./connect-tokens.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { accountMessage } from "./messages.ts";
+import { accountMessage, credentialFacts } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
@@ -67,7 +67,7 @@ export function createAccountHandler(
       { projectId, environment, externalUserId, accountId, appSlug, oauthAppId, material },
       ownRight(call),
     );
-    const connected = { ...account, authorizedScopes: credential?.scopes ?? [] };
+    const connected = { ...account, authorizedScopes: credential?.scopes ?? [], ...credentialFacts(credential) };
     const time = new Date(now());
     if (isNew) await ensureUser(db, account, time);
     const row = isNew ? await insertAccount(db, connected, time) : await updateReconnectedAccount(db, connected, time);

@@ -12,7 +12,13 @@ export type HandlerGroup<Methods extends MethodName<typeof AccountServiceDefinit
 /** The part of the vault that this service calls. */
 export type Vault = Pick<
   Client<typeof CredentialVaultDefinition>,
-  "storeCredential" | "startAuthorization" | "completeAuthorization" | "destroyCredentials" | "putOauthClient"
+  | "storeCredential"
+  | "startAuthorization"
+  | "completeAuthorization"
+  | "destroyCredentials"
+  | "putOauthClient"
+  | "createWebhookKey"
+  | "destroyWebhookKey"
 >;
 
 /** How to call the vault: by this service's own right, so the caller's token stays here. */

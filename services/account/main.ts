@@ -2,21 +2,35 @@
 import { loadCatalog } from "#libs/catalog.ts";
 import { readConfig } from "#libs/config.ts";
 import { openDatabase } from "#libs/database.ts";
+import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
-import { catalogDirectory, gatewayUrl, serviceSettings, tlsIdentity, vaultAddress } from "#libs/service-settings.ts";
+import {
+  catalogDirectory,
+  egressOptions,
+  egressSettings,
+  gatewayUrl,
+  serviceSettings,
+  tlsIdentity,
+  vaultAddress,
+} from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { accountService } from "./account-service.ts";
 import { authenticator } from "./authenticate.ts";
 import { callers } from "./callers.ts";
+import { eventBodies } from "./event-bodies.ts";
+import { startHealthWatch } from "./health-client.ts";
+import { startJobs } from "./jobs.ts";
 import type { Tables } from "./schema.ts";
+import { vaultSigner } from "./signing-client.ts";
 import { loadTokenKeys } from "./token-keys.ts";
 
 const config = readConfig({
   ...serviceSettings,
+  ...egressSettings,
   ...catalogDirectory,
   DEPUTY_ACCOUNT_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "Where services call." },
   DEPUTY_ACCOUNT_PUBLIC_ADDRESS: {
@@ -39,19 +53,24 @@ dieLoudly(log);
 const tls = tlsIdentity(config);
 const tokenKeys = await loadTokenKeys(config.DEPUTY_TOKEN_KEY_FILE.reveal());
 const catalog = loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production: !config.DEPUTY_DEVELOPMENT });
-const db = openDatabase<Tables>({
+const database = {
   url: config.DEPUTY_DATABASE_URL,
   password: config.DEPUTY_DATABASE_PASSWORD_FILE,
   applicationName: "deputy-account",
   statementTimeoutMs: 20_000,
-  maxConnections: 20,
-  onIdleError: (error) => log.warn({ err: error }, "an idle connection to the database was lost"),
-});
+  onIdleError: (error: Error) => log.warn({ err: error }, "an idle connection to the database was lost"),
+};
+const db = openDatabase<Tables>({ ...database, maxConnections: 20 });
 const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
+const outgoing = egressOptions(config);
+const egress = openEgress(outgoing);
 
 const server = await startServer({
   definition: AccountServiceDefinition,
-  handlers: accountService({ db, vault, catalog, tokenKeys, gatewayUrl: config.DEPUTY_GATEWAY_URL }, Date.now),
+  handlers: accountService(
+    { db, vault, catalog, tokenKeys, gatewayUrl: config.DEPUTY_GATEWAY_URL, exemptTargets: outgoing.exemptTargets },
+    Date.now,
+  ),
   callers,
   authenticate: authenticator({ db, tokenKeys }, Date.now),
   internalAddress: config.DEPUTY_ACCOUNT_INTERNAL_ADDRESS,
@@ -60,5 +79,15 @@ const server = await startServer({
   reflection: config.DEPUTY_DEVELOPMENT,
   log,
 });
+const { exemptTargets } = outgoing;
+const jobs = await startJobs(
+  { db, sign: vaultSigner(db, vault), bodies: eventBodies(catalog), outgoing: { egress, exemptTargets }, log },
+  database,
+  Date.now,
+);
+const healthWatch = startHealthWatch(
+  { db, vault, gatewayUrl: config.DEPUTY_GATEWAY_URL, log, pollMs: 1_000 },
+  Date.now,
+);
 log.info({ internalPort: server.internalPort, publicPort: server.publicPort, apps: catalog.size }, "serving");
-stopInOrder(log, server.drain, vault.close, () => db.destroy());
+stopInOrder(log, server.drain, healthWatch.stop, jobs.stop, egress.close, vault.close, () => db.destroy());

@@ -28,11 +28,6 @@ export const unbuiltHandlers = {
   listAppOverrides: refuse("ListAppOverrides"),
   updateAppOverride: refuse("UpdateAppOverride"),
   deleteAppOverride: refuse("DeleteAppOverride"),
-  setWebhook: refuse("SetWebhook"),
-  getWebhook: refuse("GetWebhook"),
-  deleteWebhook: refuse("DeleteWebhook"),
-  rotateWebhookKey: refuse("RotateWebhookKey"),
-  listEvents: refuse("ListEvents"),
   watchAccounts: refuse("WatchAccounts"),
   listAuditEntries: refuse("ListAuditEntries"),
 } satisfies Partial<Handlers<typeof AccountServiceDefinition>>;

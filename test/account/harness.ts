@@ -39,7 +39,7 @@ export function newTokenKey(): string {
 }
 
 /** Starts the service; what it needs ends after the file's last test. Call it at the top level of a file. */
-export async function startAccount(vaultAddress?: string) {
+export async function startAccount(vaultAddress?: string, exemptTargets: readonly string[] = []) {
   const database = await createTestDatabase("account");
   const lines: string[] = [];
   const log = createLogger("account", "debug", { write: (line) => lines.push(line) });
@@ -83,7 +83,7 @@ export async function startAccount(vaultAddress?: string) {
     startServer({
       definition: AccountServiceDefinition,
       handlers: accountService(
-        { db, vault: vaultClient, catalog, tokenKeys, gatewayUrl: "https://deputy.example:8443" },
+        { db, vault: vaultClient, catalog, tokenKeys, gatewayUrl: "https://deputy.example:8443", exemptTargets },
         now,
       ),
       callers,
@@ -114,7 +114,7 @@ export async function startAccount(vaultAddress?: string) {
     await db.destroy();
     await owner.end();
   });
-  return { operator, gateway, proxy, api, vault, db, owner, clock, lines };
+  return { operator, gateway, proxy, api, vault, vaultClient, catalog, db, database, owner, clock, now, log, lines };
 }
 
 export type Account = Awaited<ReturnType<typeof startAccount>>;

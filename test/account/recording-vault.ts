@@ -1,6 +1,7 @@
 // A vault for tests in which the vault must fail, or must be seen: it answers as the contract says, keeps no secret beyond
 // the calls it has recorded, and throws what it is told to.
-import { StatusError } from "#libs/errors.ts";
+import { createHmac, randomBytes } from "node:crypto";
+import { notFound, StatusError } from "#libs/errors.ts";
 import { digest, randomText } from "#libs/ids.ts";
 import type { Call, Handlers } from "#libs/rpc.ts";
 import { ProviderRevocation } from "#proto/deputy/account/v1/accounts.ts";
@@ -18,7 +19,14 @@ export interface RecordedCall {
 
 type Answers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "startAuthorization" | "completeAuthorization" | "destroyCredentials" | "putOauthClient"
+  | "storeCredential"
+  | "startAuthorization"
+  | "completeAuthorization"
+  | "destroyCredentials"
+  | "putOauthClient"
+  | "createWebhookKey"
+  | "signWebhook"
+  | "destroyWebhookKey"
 >;
 
 /** Starts it on a free port. */
@@ -27,6 +35,7 @@ export async function startRecordingVault() {
   const faults: { method: string; error: unknown }[] = [];
   const hooks: { before?: (method: string) => Promise<void> } = {};
   const destroyed = new Map<string, Date>();
+  const webhookKeys = new Map<string, string[]>();
 
   const usual: Answers = {
     storeCredential: async ({ accountId, material }: StoreCredentialRequest) => {
@@ -56,6 +65,25 @@ export async function startRecordingVault() {
       }),
     }),
     putOauthClient: async () => ({}),
+    createWebhookKey: async ({ webhookId }) => {
+      const signingKey = `whsec_${randomBytes(32).toString("base64")}`;
+      webhookKeys.set(webhookId, [signingKey, ...(webhookKeys.get(webhookId) ?? [])].slice(0, 2));
+      return { signingKey };
+    },
+    signWebhook: async ({ webhookId, messageId, timestamp, body }) => {
+      const sign = (key: string) =>
+        createHmac("sha256", Buffer.from(key.slice(6), "base64"))
+          .update(`${messageId}.${timestamp}.`)
+          .update(body)
+          .digest("base64");
+      const keys = webhookKeys.get(webhookId);
+      if (keys === undefined) throw notFound("webhook key");
+      return { signature: keys.map((key) => `v1,${sign(key)}`).join(" ") };
+    },
+    destroyWebhookKey: async ({ webhookId }) => {
+      webhookKeys.delete(webhookId);
+      return {};
+    },
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };
@@ -77,6 +105,7 @@ export async function startRecordingVault() {
     address: `127.0.0.1:${server.internalPort}`,
     calls,
     destroyed,
+    webhookKeys,
     hooks,
     /** What it answers; may be replaced until `restore`. */
     answers,
