@@ -28,7 +28,7 @@ export function eventBodies(catalog: Catalog): EventBodies {
   };
 }
 
-type Event = Omit<EventRow, "data"> & { readonly data: unknown };
+type Event = Omit<EventRow, "data" | "sequence"> & { readonly data: unknown };
 
 /** What happened: names as in REST, times as ISO texts. */
 export function eventData({ data }: { readonly data: unknown }): Record<string, unknown> {

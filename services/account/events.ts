@@ -79,7 +79,7 @@ export async function listEventsToReplay(
   if (eventIds.length > 0) rows = rows.where("id", "=", sql<string>`any(${eventIds})`);
   if (startTime) rows = rows.where("createTime", ">=", startTime).where("createTime", "<", endTime);
   if (failedOnly) rows = rows.where(sql<boolean>`${newestDelivery} = 'FAILED'`);
-  return rows.orderBy("createTime").orderBy("id").limit(limit).execute();
+  return rows.orderBy("createTime").orderBy("sequence").limit(limit).execute();
 }
 
 const newestDelivery = sql`(

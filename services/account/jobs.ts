@@ -34,6 +34,8 @@ export async function startJobs(
     concurrency,
     noHandleSignals: true,
     logger: new QueueLogger(() => () => {}),
+    // Batched, what is noted of jobs that ended is repeated when the database does not take it, and awaited by a stop.
+    preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
     crontab: `* * * * * ${sweepTask}`,
     taskList: {
       [deliverTask]: (payload) => deliverEvents(options, payload as EndpointKey, now, stopping.signal),

@@ -1,6 +1,6 @@
 // The rows of the account database as TypeScript sees them; migrations/account makes the tables. They stand in one file
 // because Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
-import type { Generated, JSONColumnType, Kysely } from "kysely";
+import type { Generated, GeneratedAlways, JSONColumnType, Kysely } from "kysely";
 
 /** The account database, or a transaction in it. */
 export type AccountDatabase = Kysely<Tables>;
@@ -153,6 +153,7 @@ export interface EventRow {
   accountId: string;
   createTime: Date;
   data: JSONColumnType<Told>;
+  sequence: GeneratedAlways<bigint>;
 }
 
 /** Where events are posted. */

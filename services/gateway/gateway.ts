@@ -14,10 +14,11 @@ import { addOauthCallback, type CallbackClient } from "./oauth-callback.ts";
 import { addProxyRoutes, type ProxyClient } from "./proxy.ts";
 import { hostHeaderFault } from "./requests.ts";
 import { addTokenRoutes, type TokenClient } from "./tokens.ts";
+import { addWebhookRoutes, type WebhookClient } from "./webhooks.ts";
 
 /** What the gateway works with. */
 export interface GatewayCollaborators {
-  readonly account: AccountClient & TokenClient & ConnectClient & CallbackClient;
+  readonly account: AccountClient & TokenClient & ConnectClient & CallbackClient & WebhookClient;
   readonly proxy: ProxyClient;
   readonly health: Readonly<Record<string, HealthClient>>;
   /** Where browsers reach this gateway. */
@@ -93,6 +94,7 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
   addTokenRoutes(app, account);
   addAccountRoutes(app, account);
   addAppRoutes(app, account);
+  addWebhookRoutes(app, account);
   addProxyRoutes(app, proxy);
   addConnectPage(app, account, gatewayUrl);
   addOauthCallback(app, account, gatewayUrl);

@@ -19,7 +19,7 @@ import { call, development, newConnectToken, newKeyAccount, newProject, startAcc
 
 const receiver = await startWebhookReceiver();
 const account = await startAccount(undefined, [receiver.host]);
-const { api, vault, db, clock, now, log } = account;
+const { api, operator, vault, db, clock, now, log } = account;
 const egress = openEgress({ exemptTargets: [receiver.host], extraCa: receiver.ca });
 const options: DeliveryOptions = {
   db,
@@ -49,20 +49,21 @@ async function newHook() {
     { environment: development, url: receiver.url(path) },
     call(project.token),
   );
-  const scope = { projectId: project.projectId, environment: development };
+  const scope = { projectId: project.projectId, environment: development } as const;
   const webhook = await findWebhook(db, scope);
   if (webhook === undefined) throw new Error("no webhook");
   const key = keyOf(webhook);
   return {
     ...project,
-    ...{ key, signingKey, path },
+    ...{ key, scope, signingKey, path },
     postings: () => receiver.postings.filter((posting) => posting.path === path),
     told: () => receiver.postings.filter((posting) => posting.path === path).map(numberOf),
     /** Looks once, as the queue's job does. */
     deliver: () => deliverEvents(options, key, now, new AbortController().signal),
     make: (accountId: string, ...numbers: number[]) =>
       db.transaction().execute((tx) => insertEvents(tx, new Date(now()), ...numbers.map((n) => made(accountId, n)))),
-    list: async () => (await api.listEvents({ environment: development }, call(project.token))).events,
+    // By the operator: tokens end when the clock is put forward.
+    list: async () => (await operator.listEvents(scope, call())).events,
   };
   function made(accountId: string, n: number): NewEvent {
     const whose = { projectId: project.projectId, environment: development as 1, externalUserId: "ann", accountId };
@@ -159,13 +160,13 @@ test("does not post to an address that has become one that it may not dial", asy
   await hook.deliver();
   expect((await hook.list())[0]?.delivery).toMatchObject({
     attempts: 1,
-    lastError: expect.stringContaining("localhost"),
+    lastError: "The host is a name without a dot, which is local to a network.",
   });
 });
 
 test("counts no attempt and opens no breaker while the vault is away", async () => {
   const hook = await newHook();
-  for (let n = 0; n < 12; n++) vault.failNext("signWebhook");
+  for (let n = 0; n < 10; n++) vault.failNext("signWebhook");
   for (let n = 0; n < 12; n++) await hook.make(`apn_${n}`, n);
   await hook.deliver();
   expect(hook.told()).toEqual([]);
@@ -276,9 +277,9 @@ test("gives up what has waited a day behind a breaker, but not what nobody could
   expect([...states]).toEqual([EventDeliveryState.FAILED]);
   receiver.answerWith(() => 200);
   const failed = hook.told().length;
-  const { replayedCount } = await api.replayEvents(
-    { environment: development, startTime: new Date(0), endTime: new Date(now()), failedOnly: true },
-    call(hook.token),
+  const { replayedCount } = await operator.replayEvents(
+    { ...hook.scope, startTime: new Date(0), endTime: new Date(now()), failedOnly: true },
+    call(),
   );
   expect(replayedCount).toBe(21);
   await hook.deliver();
@@ -290,7 +291,8 @@ test("replays by the same id, behind what is waiting", async () => {
   const hook = await newHook();
   await hook.make("apn_1", 1, 2);
   await hook.deliver();
-  const [second, first] = await hook.list();
+  const events = await hook.list();
+  const [first, second] = [1, 2].map((n) => events.find(({ data }) => data?.n === n));
   await api.replayEvents({ environment: development, eventIds: [first?.id ?? ""] }, call(hook.token));
   await hook.make("apn_1", 3);
   await hook.deliver();
@@ -336,7 +338,7 @@ test("sends the outcome of a connection to the connect token's address, in the f
     },
   });
   expect(Number.isSafeInteger(body.connect_session_id)).toBe(true);
-  expect(postings()[0]?.body).not.toContain("sandbox-key");
+  expect(postings()[0]?.body).not.toContain("sandbox-key-0123");
 
   const { signingKey } = await api.setWebhook({ environment: development, url: receiver.url("/own") }, call(token));
   const data = { connectionId: "con_2", webhookUri, error: "The user said no." };
@@ -372,7 +374,8 @@ test("is called by the queue as soon as an event is there, and again when one ha
 
 test("loses none and keeps each account's order while processes are killed at random", async () => {
   const hooks = [await newHook(), await newHook()];
-  const [accounts, rounds] = [6, 15];
+  const accounts = 6;
+  const kills = 5;
   const start = await accountProcesses({
     database: account.database.runtime,
     vaultAddress: vault.address,
@@ -383,25 +386,24 @@ test("loses none and keeps each account's order while processes are killed at ra
     await sleep(Math.random() * 40);
     return Math.random() < 0.1 ? 500 : 200;
   });
+  let rounds = 0;
   let making = true;
   const makingEvents = (async () => {
-    for (let n = 0; n < rounds; n++) {
+    while (making) {
       for (const hook of hooks) {
-        await Promise.all(Array.from({ length: accounts }, (_, a) => hook.make(`apn_${a}`, n)));
+        await Promise.all(Array.from({ length: accounts }, (_, a) => hook.make(`apn_${a}`, rounds)));
       }
-      await sleep(300);
+      rounds += 1;
+      await sleep(200);
     }
-    making = false;
   })();
-  let kills = 0;
-  while (making) {
+  for (let killed = 0; killed < kills; killed++) {
     const process = await start();
     await sleep(200 + Math.random() * 900);
     await process.kill();
-    kills += 1;
   }
+  making = false;
   await makingEvents;
-  expect(kills).toBeGreaterThanOrEqual(3);
   // Claims of the killed run out in half a minute.
   const last = await start();
   const expected = accounts * rounds;
