@@ -28,6 +28,7 @@ import {
 import {
   type ClaimedLane,
   claimLane,
+  countDueLanes,
   deleteLane,
   extendClaim,
   hurryLanes,
@@ -64,7 +65,8 @@ const claimMs = 30_000;
 const maxAnswerBytes = 65_536;
 // Then another endpoint has its turn.
 const turnMs = 30_000;
-const workers = 10;
+const maxWorkers = 10;
+const nextTurnMs = 1_000;
 const waitSeconds = [5, 30, 120, 600, 1_800, 3_600, 7_200, 10_800] as const;
 const lastWaitSeconds = 14_400;
 const faultWaitMs = 5_000;
@@ -82,6 +84,8 @@ export async function deliverEvents(
   const endMs = performance.now() + turnMs;
   const turn = { now, isOver: () => signal.aborted || performance.now() > endMs };
   const admission = await admitPosting(db, endpoint, new Date(now()));
+  // Most calls are for one event, or come while others are at it already.
+  const workers = admission.kind === "all" ? await countDueLanes(db, key, new Date(now()), maxWorkers) : 0;
   const results =
     admission.kind === "all"
       ? await Promise.all(Array.from({ length: workers }, () => postAll(options, endpoint, turn)))
@@ -93,7 +97,8 @@ export async function deliverEvents(
   if (due === undefined) return;
   const open = (await findEndpoint(db, key))?.openUntil?.getTime() ?? 0;
   const rested = results.includes("not_sent") ? now() + faultWaitMs : 0;
-  await requestDeliveryAt(db, key, new Date(Math.max(due.getTime(), open, rested)));
+  // Lanes that are due still wait for a place, or for the next turn.
+  await requestDeliveryAt(db, key, new Date(Math.max(due.getTime(), open, rested, now() + nextTurnMs)));
 }
 
 /** How a turn goes: its time, and whether it is over. */

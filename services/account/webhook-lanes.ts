@@ -67,6 +67,17 @@ export async function claimLane(
   return row && { projectId, environment, endpointId, lane: row.lane, claimId };
 }
 
+/** How many of an endpoint's lanes are due and nobody is at, up to a number. */
+export async function countDueLanes(db: AccountDatabase, key: EndpointKey, time: Date, limit: number): Promise<number> {
+  const { rows } = await sql<{ lanes: number }>`
+    select count(*)::int as lanes from (
+      select from webhook_lanes
+      where ${isEndpoint(key)} and due_time <= ${time} and (claimed_until is null or claimed_until <= ${time})
+      limit ${limit}
+    ) as due`.execute(db);
+  return rows[0]?.lanes ?? 0;
+}
+
 /** Locks a lane in a transaction, while the claim on it holds. */
 export async function lockLane(transaction: AccountDatabase, lane: ClaimedLane): Promise<boolean> {
   const row = await transaction
