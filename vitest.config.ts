@@ -42,6 +42,6 @@ export default defineConfig({
     // The services' code is compiled once for all the processes that tests start.
     env: { NODE_COMPILE_CACHE: join(import.meta.dirname, ".deputy/test-compile-cache") },
     testTimeout: 30_000,
-    hookTimeout: 60_000,
+    hookTimeout: 120_000,
   },
 });

@@ -14,6 +14,7 @@ import { buildGateway } from "../services/gateway/gateway.ts";
 import { authenticator } from "../services/proxy/authenticate.ts";
 import { leaseCache } from "../services/proxy/lease-cache.ts";
 import { leaseHolds } from "../services/proxy/lease-holds.ts";
+import { leaseRenewals } from "../services/proxy/lease-renewal-client.ts";
 import { openLimitStore } from "../services/proxy/limit-store.ts";
 import { type LimitRules, startLimits } from "../services/proxy/limits.ts";
 import { proxyCallers, proxyService } from "../services/proxy/proxy-service.ts";
@@ -97,7 +98,7 @@ async function startProxy() {
       account,
       vault,
       catalog: new Map(),
-      leases: { cache: leaseCache(holds, Date.now), proxyId },
+      leases: { cache: leaseCache(holds, Date.now), proxyId, renew: leaseRenewals(vault, proxyId) },
       egress: openEgress({ resolve: async () => ["127.0.0.1"], exemptTargets: [target], extraCa: tls.ca }),
       limits: startLimits(limits, await openLimitStore({ url: "", password: "", log }), Date.now),
       exemptTargets: [target],

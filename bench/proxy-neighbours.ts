@@ -19,7 +19,7 @@ export interface Neighbours {
   readonly vaultPort: number;
   /** Of an API client that may do everything in the project. */
   readonly token: string;
-  /** How often the vault was asked for a lease. */
+  /** How often the vault was asked for leases. */
   leases(): number;
   stop(): Promise<void>;
 }
@@ -66,18 +66,26 @@ export async function startNeighbours(directory: string, upstreamPort: number): 
     watchLeases: (_requests, { signal }) => heartbeats(signal),
     leaseInjection: async ({ accountId }) => {
       leases += 1;
-      const lease = InjectionLease.fromPartial({
-        appSlug: "acme",
-        proxyEnabled: true,
-        headers: [{ name: "Authorization", value: `Bearer access-token-of-${accountId}` }],
-        baseUrl: `https://${upstreamHost}:${upstreamPort}`,
-        allowedDomains: [upstreamHost],
-        absoluteUrlsAllowed: true,
-        leaseDurationMs: 10_000,
-      });
-      return { lease };
+      return { lease: leaseOf(accountId) };
+    },
+    renewLeases: async ({ renewals }) => {
+      leases += 1;
+      return { results: renewals.map(({ accountId }) => ({ lease: leaseOf(accountId) })) };
     },
   });
+
+  function leaseOf(accountId: string): InjectionLease {
+    return InjectionLease.fromPartial({
+      appSlug: "acme",
+      proxyEnabled: true,
+      headers: [{ name: "Authorization", value: `Bearer access-token-of-${accountId}` }],
+      baseUrl: `https://${upstreamHost}:${upstreamPort}`,
+      allowedDomains: [upstreamHost],
+      absoluteUrlsAllowed: true,
+      leaseDurationMs: 10_000,
+    });
+  }
+
   const token = await new SignJWT({ project_id: "proj_bench", scope: "*" })
     .setProtectedHeader({ alg: "EdDSA", kid: "bench" })
     .setIssuer(tokenIssuer)

@@ -39,34 +39,45 @@ export interface Destination {
 
 const maxUrlBytes = 8192;
 
-/** Judges what a caller asked for: an absolute URL or a path. */
+/** Judges what a caller asks for: an absolute URL or a path. */
+export type JudgeInput = (input: string) => Destination | Denial;
+
+/** Judges what a caller asked for once. */
 export function judgeDestination(
   rules: DestinationRules,
   fields: Readonly<Record<string, unknown>>,
   input: string,
 ): Destination | Denial {
+  return destinationJudge(rules, fields)(input);
+}
+
+/** Judges the app's side of it once, for many inputs. */
+export function destinationJudge(rules: DestinationRules, fields: Readonly<Record<string, unknown>>): JudgeInput {
   if (rules.proxyEnabled === false) {
-    return notReady("PROXY_DISABLED", "The proxy is not enabled for this app.");
+    return () => notReady("PROXY_DISABLED", "The proxy is not enabled for this app.");
   }
   const base = expandBaseUrl(rules.baseUrl, fields);
   if (base.kind === "deny") {
-    return base;
+    return () => base;
   }
-  const fault = textFault(input);
-  if (fault !== undefined) {
-    return fault;
-  }
-  if (input.startsWith("/")) {
-    return judgePath(base.text, rules, input);
-  }
-  if (base.isTemplate) {
-    return malformed("PATH_REQUIRED", "This app's host depends on the account: give a path that begins with /.");
-  }
-  const target = parseTarget(input, rules);
-  if (target.kind === "deny" || isListed(target.url.hostname, rules.allowedDomains)) {
-    return target;
-  }
-  return forbidden("HOST_NOT_ALLOWED", `Domain ${target.url.hostname} is not allowed for this app`);
+  const judgePath = pathJudge(base.text, rules);
+  return (input) => {
+    const fault = textFault(input);
+    if (fault !== undefined) {
+      return fault;
+    }
+    if (input.startsWith("/")) {
+      return judgePath(input);
+    }
+    if (base.isTemplate) {
+      return malformed("PATH_REQUIRED", "This app's host depends on the account: give a path that begins with /.");
+    }
+    const target = parseTarget(input, rules);
+    if (target.kind === "deny" || isListed(target.url.hostname, rules.allowedDomains)) {
+      return target;
+    }
+    return forbidden("HOST_NOT_ALLOWED", `Domain ${target.url.hostname} is not allowed for this app`);
+  };
 }
 
 /** Judges an app's base URL with an account's fields: when either is saved, and below every path. */
@@ -83,27 +94,27 @@ export function judgeUrl(
   return textFault(input) ?? parseTarget(input, rules);
 }
 
-function judgePath(baseText: string, rules: DestinationRules, input: string): Destination | Denial {
-  if (input.startsWith("//")) {
-    return malformed("PROTOCOL_RELATIVE", "A path begins with exactly one slash.");
-  }
-  if (baseText === "") {
-    return notReady("BASE_MISSING", "The app has no base URL to put a path below: give a whole URL.");
-  }
-  const base = parseBase(baseText, rules);
-  if (base.kind === "deny") {
-    return base;
-  }
-  const fault = pathFault(pathOf(input));
-  if (fault !== undefined) {
-    return fault;
-  }
-  const prefix = base.url.pathname.replace(/\/+$/, "");
-  const url = URL.parse(base.url.origin + prefix + input);
-  if (url === null || url.origin !== base.url.origin || !url.pathname.startsWith(`${prefix}/`)) {
-    return malformed("BASE_LEFT", "The path leaves the app's base URL.");
-  }
-  return within(url);
+function pathJudge(baseText: string, rules: DestinationRules): JudgeInput {
+  const base: Destination | Denial =
+    baseText === ""
+      ? notReady("BASE_MISSING", "The app has no base URL to put a path below: give a whole URL.")
+      : parseBase(baseText, rules);
+  const { origin = "", pathname = "" } = base.kind === "allow" ? base.url : {};
+  const prefix = pathname.replace(/\/+$/, "");
+  return (input) => {
+    if (input.startsWith("//")) {
+      return malformed("PROTOCOL_RELATIVE", "A path begins with exactly one slash.");
+    }
+    const fault = base.kind === "deny" ? base : pathFault(pathOf(input));
+    if (fault !== undefined) {
+      return fault;
+    }
+    const url = URL.parse(origin + prefix + input);
+    if (url === null || url.origin !== origin || !url.pathname.startsWith(`${prefix}/`)) {
+      return malformed("BASE_LEFT", "The path leaves the app's base URL.");
+    }
+    return within(url);
+  };
 }
 
 function parseBase(text: string, rules: DestinationRules): Destination | Denial {
@@ -208,6 +219,10 @@ function portFault(port: number, defaultPort: number, allowedPorts: readonly num
 
 // Dots and separators are decoded once, as some upstreams do; `..;` is a dot segment for those that cut path parameters.
 function pathFault(path: string): Denial | undefined {
+  // Nearly all paths: nothing is encoded, and no segment begins with a dot.
+  if (!path.includes("%") && !path.includes("/.") && !path.startsWith(".")) {
+    return undefined;
+  }
   if (/%(?:[01][0-9a-f]|7f|c2%[89][0-9a-f])/i.test(path)) {
     return malformed("PATH_CONTROL_CHARACTER", "The path has an encoded control character.");
   }
@@ -218,7 +233,8 @@ function pathFault(path: string): Denial | undefined {
 }
 
 function pathOf(text: string): string {
-  return text.split("?", 1)[0] ?? "";
+  const end = text.indexOf("?");
+  return end === -1 ? text : text.slice(0, end);
 }
 
 // Encoding by the parser makes a URL longer: what is sent must itself pass the rule on length.

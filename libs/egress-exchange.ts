@@ -15,7 +15,8 @@ export interface ExchangeRequest {
   readonly method: string;
   readonly headers: readonly Header[];
   readonly body?: Buffer | Readable;
-  readonly signal?: AbortSignal;
+  /** Any of them ends the exchange. */
+  readonly signals?: readonly AbortSignal[];
   /** Asked when the connection is there, in the same breath in which the first byte leaves; false withdraws the request. */
   readonly mayStart?: () => boolean;
   /** From the call to the last byte of the answer, by the monotonic clock. */
@@ -49,6 +50,7 @@ export function exchange(agent: Dispatcher, request: ExchangeRequest, sink: Answ
   let controller: Dispatcher.DispatchController | undefined;
   let settled = false;
   let answered = false;
+  const { signals = [] } = request;
 
   const settle = (failure?: EgressError) => {
     if (settled) {
@@ -57,7 +59,9 @@ export function exchange(agent: Dispatcher, request: ExchangeRequest, sink: Answ
     settled = true;
     clearTimeout(total);
     silence.stop();
-    request.signal?.removeEventListener("abort", onAbort);
+    for (const signal of signals) {
+      signal.removeEventListener("abort", onAbort);
+    }
     if (failure === undefined) {
       resolve();
     } else {
@@ -140,14 +144,16 @@ export function exchange(agent: Dispatcher, request: ExchangeRequest, sink: Answ
     },
   };
 
-  if (request.signal?.aborted === true) {
+  if (signals.some(({ aborted }) => aborted)) {
     onAbort();
   } else if (request.url.protocol !== "https:") {
     settle(denied(notReady("PLAINTEXT_REFUSED", "Only https upstreams are dialled.")));
   } else if (request.headers.some(([name]) => name.toLowerCase() === "host")) {
     fail("invalid", "The host comes from the URL, not from a header.");
   } else {
-    request.signal?.addEventListener("abort", onAbort, { once: true });
+    for (const signal of signals) {
+      signal.addEventListener("abort", onAbort);
+    }
     try {
       agent.dispatch(dispatchOptions(request), handler);
     } catch (error) {
@@ -176,10 +182,20 @@ function dispatchOptions({ url, method, headers, body }: ExchangeRequest): Dispa
     origin: url.origin,
     path: url.pathname + url.search,
     method,
-    // Nothing is inflated here, so nothing is asked for that would need it.
-    headers: [...headers.flat(), "accept-encoding", "identity"],
+    headers: flatHeaders(headers),
     body: body ?? null,
   };
+}
+
+// By hand: `flat` takes three times as long, for each request.
+function flatHeaders(headers: readonly Header[]): string[] {
+  const flat: string[] = [];
+  for (const [name, value] of headers) {
+    flat.push(name, value);
+  }
+  // Nothing is inflated here, so nothing is asked for that would need it.
+  flat.push("accept-encoding", "identity");
+  return flat;
 }
 
 function failureOf(error: unknown, sent: boolean, answered: boolean): EgressError {

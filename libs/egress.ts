@@ -15,6 +15,7 @@ import type { AnswerHeaders } from "./response-headers.ts";
 
 // Held of a streamed answer before the upstream is paused: as much as makes a good message of it.
 const streamBufferBytes = 65_536;
+const empty = Buffer.alloc(0);
 
 /** A request whose answer is taken whole. */
 export interface EgressRequest extends Omit<ExchangeRequest, "body" | "headTimeoutMs" | "idleTimeoutMs"> {
@@ -122,7 +123,8 @@ async function collect(agent: Dispatcher, request: EgressRequest): Promise<Egres
   if (head === undefined) {
     throw new EgressError("malformed", "The upstream's answer has no head.", true);
   }
-  return { ...head, body: Buffer.concat(chunks, bytes) };
+  const [only = empty] = chunks;
+  return { status: head.status, headers: head.headers, body: chunks.length < 2 ? only : Buffer.concat(chunks, bytes) };
 }
 
 function open(agent: Dispatcher, request: EgressStreamRequest): Promise<EgressStream> {

@@ -36,22 +36,31 @@ const restrictedNames = new Set([
 
 const restrictedPrefixes = ["proxy-", "sec-"];
 
-/** Judges a caller's headers; those that pass come back with their names in lower case. */
-export function judgeRequestHeaders(
-  headers: readonly Header[],
-  injectedNames: readonly string[],
-): { readonly kind: "allow"; readonly headers: readonly Header[] } | Denial {
-  if (headers.length > maxHeaders) {
-    return malformed("TOO_MANY_HEADERS", `A request has at most ${maxHeaders} headers.`);
-  }
+/** The headers with their names in lower case, or why they may not be sent. */
+export type HeadersVerdict = { readonly kind: "allow"; readonly headers: readonly Header[] } | Denial;
+
+/** Judges a caller's headers once. */
+export function judgeRequestHeaders(headers: readonly Header[], injectedNames: readonly string[]): HeadersVerdict {
+  return headersJudge(injectedNames)(headers);
+}
+
+/** Judges the headers of many requests into which the same names are injected. */
+export function headersJudge(injectedNames: readonly string[]): (headers: readonly Header[]) => HeadersVerdict {
   const injected = new Set(injectedNames.map(foldName));
-  for (const [name, value] of headers) {
-    const fault = headerFault(name, value, injected);
-    if (fault !== undefined) {
-      return fault;
+  return (headers) => {
+    if (headers.length > maxHeaders) {
+      return malformed("TOO_MANY_HEADERS", `A request has at most ${maxHeaders} headers.`);
     }
-  }
-  return { kind: "allow", headers: headers.map(([name, value]) => [name.toLowerCase(), value]) };
+    const judged: Header[] = [];
+    for (const [name, value] of headers) {
+      const fault = headerFault(name, value, injected);
+      if (fault !== undefined) {
+        return fault;
+      }
+      judged.push([name.toLowerCase(), value]);
+    }
+    return { kind: "allow", headers: judged };
+  };
 }
 
 function headerFault(name: string, value: string, injected: ReadonlySet<string>): Denial | undefined {

@@ -36,13 +36,21 @@ export function readAnswerHeaders(status: number, raw: unknown): AnswerHeaders {
 /** Reads a raw block of headers or trailers, and leaves out what ends here. */
 export function readFields(raw: unknown): readonly Header[] {
   const block = Array.isArray(raw) ? raw : [];
-  const all: Header[] = [];
+  const kept: Header[] = [];
+  const named: string[] = [];
   for (let index = 0; index + 1 < block.length; index += 2) {
-    all.push([textOf(block[index]).toLowerCase(), textOf(block[index + 1])]);
+    const name = textOf(block[index]).toLowerCase();
+    const value = textOf(block[index + 1]);
+    if (name === "connection")
+      named.push(
+        ...value
+          .toLowerCase()
+          .split(",")
+          .map((part) => part.trim()),
+      );
+    else if (!droppedNames.has(name)) kept.push([name, value]);
   }
-  const connection = all.filter(([name]) => name === "connection").map(([, value]) => value.toLowerCase());
-  const named = connection.flatMap((value) => value.split(",").map((name) => name.trim()));
-  return all.filter(([name]) => !droppedNames.has(name) && !named.includes(name));
+  return named.length === 0 ? kept : kept.filter(([name]) => !named.includes(name));
 }
 
 function malformedAnswer(what: string): EgressError {

@@ -119,7 +119,8 @@ export async function startServer<D extends ServiceDefinition>(options: ServerOp
       await Promise.race([stopped, calls.end(timeoutMs)]);
       await within(stopped, Math.min(flushMs, timeoutMs));
       server.forceShutdown();
-      await stopped;
+      // A connection that had only begun when the others were closed is nobody's call: it ends with the process.
+      await within(stopped, flushMs);
     },
   };
 }

@@ -6,11 +6,11 @@ import type { Call } from "#libs/rpc.ts";
 import type { ExplainForwardRequest, ExplainForwardResponse } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import type { InjectedValue } from "./injection.ts";
 import { type LeasingCollaborators, withLease } from "./lease-client.ts";
-import { type AllowedUse, checkForm, composeRequest, type RequestedCall } from "./outgoing-request.ts";
+import { type AllowedUse, type ComposeRequest, checkForm, type RequestedCall } from "./outgoing-request.ts";
 
 /** What explaining works with. */
 export interface ExplainCollaborators extends LeasingCollaborators {
-  readonly exemptTargets: readonly string[];
+  readonly compose: ComposeRequest;
 }
 
 /** In place of each injected value. */
@@ -30,7 +30,7 @@ export async function explainForward(
     checkForm(asked);
     const target = { projectId, environment, externalUserId, accountId };
     return await withLease(collaborators, target, call, async ({ lease }) =>
-      composed(lease, asked, collaborators.exemptTargets),
+      composed(lease, asked, collaborators.compose),
     );
   } catch (error) {
     if (!(error instanceof StatusError) || !refusals.includes(error.code)) throw error;
@@ -38,9 +38,9 @@ export async function explainForward(
   }
 }
 
-function composed(lease: AllowedUse, asked: RequestedCall, exemptTargets: readonly string[]): ExplainForwardResponse {
+function composed(lease: AllowedUse, asked: RequestedCall, compose: ComposeRequest): ExplainForwardResponse {
   const use = { ...lease, headers: lease.headers.map(withoutValue), query: lease.query.map(withoutValue) };
-  const { url, headers } = composeRequest(use, asked, exemptTargets);
+  const { url, headers } = compose(use, asked);
   return {
     allowed: true,
     rule: "ALLOWED",

@@ -76,13 +76,13 @@ async function* answerPieces(
   const tally = newTally();
   const opened = Promise.withResolvers<Opened>();
   const over = Promise.withResolvers<void>();
-  let signal = call.signal;
+  let revoked: AbortSignal | undefined;
   // The lease is held until the answer has been passed on.
   const leasing = { ...call, deadlineMs: Math.min(call.deadlineMs, collaborators.now() + maxTimeoutMs) };
-  const holding = withLease(collaborators, request, leasing, async (leased, held) => {
-    signal = held.signal;
+  const holding = withLease(collaborators, request, leasing, async (leased) => {
+    revoked = leased.hold.signal;
     const stream = { request, body: body?.stream, tally, endMs: call.deadlineMs - reserveMs };
-    opened.resolve(await openAnswer(collaborators, stream, leased, held));
+    opened.resolve(await openAnswer(collaborators, stream, leased, leasing));
     await over.promise;
   });
   holding.catch(opened.reject);
@@ -100,7 +100,7 @@ async function* answerPieces(
     yield* chunkOf(clean.end());
     yield { piece: { $case: "end", value: { trailers: pairs(answer.trailers()) } } };
   } catch (error) {
-    throw body?.fault() ?? (signal.reason instanceof StatusError ? signal.reason : told(error, request.method));
+    throw body?.fault() ?? brokenBy(call.signal, revoked) ?? told(error, request.method);
   } finally {
     over.resolve();
     body?.stream?.destroy();
@@ -111,6 +111,11 @@ async function* answerPieces(
   }
 }
 
+/** Why a stream was broken off from our side, when it was. */
+function brokenBy(...signals: readonly (AbortSignal | undefined)[]): StatusError | undefined {
+  return signals.map((signal) => signal?.reason).find((reason) => reason instanceof StatusError);
+}
+
 const empty = Buffer.alloc(0);
 
 function* chunkOf(bytes: Buffer): Generator<ForwardStreamResponse> {
@@ -118,14 +123,14 @@ function* chunkOf(bytes: Buffer): Generator<ForwardStreamResponse> {
 }
 
 async function openAnswer(
-  { vault, egress, exemptTargets, now }: ForwardCollaborators,
+  { vault, egress, compose, now }: ForwardCollaborators,
   { request, body, tally, endMs }: Streamed,
   leased: Leased,
   call: Call,
 ): Promise<Opened> {
   const limits = { headTimeoutMs: request.timeoutMs || maxTimeoutMs, idleTimeoutMs };
   const sending: Sending<EgressStream> = {
-    ...{ request, exemptTargets, tally, replayable: body === undefined },
+    ...{ request, compose, tally, replayable: body === undefined },
     send: (outgoing) => egress.open({ ...outgoing, ...(body && { body }), ...limits, totalTimeoutMs: endMs - now() }),
   };
   const sentMs = now();

@@ -6,7 +6,7 @@ import type { Call } from "#libs/rpc.ts";
 import type { ForwardRequest, ForwardResponse } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { type Leased, type LeasingCollaborators, withLease } from "./lease-client.ts";
 import type { Limits } from "./limits.ts";
-import { checkForm, maxBodyBytes, maxTimeoutMs } from "./outgoing-request.ts";
+import { type ComposeRequest, checkForm, maxBodyBytes, maxTimeoutMs } from "./outgoing-request.ts";
 import { redactor } from "./redaction.ts";
 import type { RefreshingVault } from "./refresh-client.ts";
 import { newTally, refreshIfRefused, type Sending, sendLeased } from "./send-leased.ts";
@@ -16,8 +16,7 @@ export interface ForwardCollaborators extends LeasingCollaborators {
   readonly vault: LeasingCollaborators["vault"] & RefreshingVault;
   readonly egress: Pick<Egress, "send" | "open">;
   readonly limits: Limits;
-  /** `host:port` of development upstreams; empty in production. */
-  readonly exemptTargets: readonly string[];
+  readonly compose: ComposeRequest;
   readonly now: () => number;
 }
 
@@ -31,20 +30,21 @@ export async function forward(
   call: Call,
 ): Promise<ForwardResponse> {
   checkForm(request);
-  const { vault, egress, exemptTargets, now } = collaborators;
+  const { vault, egress, compose, now } = collaborators;
   const deadlineMs = Math.min(now() + (request.timeoutMs || maxTimeoutMs), call.deadlineMs - reserveMs);
   const tally = newTally();
   const sending: Sending<EgressAnswer> = {
-    ...{ request, exemptTargets, tally, replayable: true },
+    ...{ request, compose, tally, replayable: true },
     send: (outgoing) => egress.send({ ...outgoing, totalTimeoutMs: timeLeft(deadlineMs - now()), maxBodyBytes }),
   };
   const leave = await collaborators.limits.enter(request);
   try {
-    return await withLease(collaborators, request, { ...call, deadlineMs }, async (leased, held) => {
+    const bounded = { ...call, deadlineMs };
+    return await withLease(collaborators, request, bounded, async (leased) => {
       const sentMs = now();
-      const answer = await sendLeased(sending, leased, held);
+      const answer = await sendLeased(sending, leased, bounded);
       const upstreamDurationMs = now() - sentMs;
-      await refreshIfRefused(vault, { ...sending, request }, leased, held, answer);
+      await refreshIfRefused(vault, { ...sending, request }, leased, bounded, answer);
       const { attempts, refreshed } = tally;
       return { ...shown(answer, leased.lease), attempts, refreshed, upstreamDurationMs };
     });

@@ -1,7 +1,7 @@
 // Puts an account's credential into a judged request: last of all, so that nothing the caller wrote can take its place.
 // A caller who names an injected header or query parameter is refused, not overridden: whoever reads the refusal knows
 // that the proxy does it, and no upstream gets to choose between two values of one name.
-import { type Header, judgeRequestHeaders } from "#libs/request-headers.ts";
+import { type Header, headersJudge } from "#libs/request-headers.ts";
 import { type Denial, malformed } from "#libs/verdict.ts";
 
 /** A name and the secret that goes there. */
@@ -23,32 +23,34 @@ export interface InjectedRequest {
   readonly headers: readonly Header[];
 }
 
-// Some upstreams refuse requests that do not say who sends them.
-const defaultHeaders: readonly Header[] = [["user-agent", "deputy"]];
+/** Puts the credential into one request, or says why it may not be sent. */
+export type Inject = (url: URL, headers: readonly Header[]) => InjectedRequest | Denial;
 
-/** Judges the caller's headers and query beside the injection, and joins them. */
-export function injectCredential(url: URL, headers: readonly Header[], injection: Injection): InjectedRequest | Denial {
-  const names = injection.headers.map(({ name }) => name);
-  const judged = judgeRequestHeaders(headers, names);
-  if (judged.kind === "deny") return judged;
+// Some upstreams refuse requests that do not say who sends them.
+const userAgent: Header = ["user-agent", "deputy"];
+
+/** Judges callers' headers and queries beside one injection, and joins them: what is the same for all requests is made once. */
+export function injector(injection: Injection): Inject {
+  const injected = injection.headers.map(({ name, value }): Header => [name, value]);
+  const judgeHeaders = headersJudge(injected.map(([name]) => name));
+  const namesAgent = ([name]: Header) => name.toLowerCase() === userAgent[0];
+  const isAgentInjected = injected.some(namesAgent);
   const taken = new Set(injection.query.map(({ name }) => foldParameter(name)));
-  for (const name of taken.size === 0 ? [] : parameterNames(url.search)) {
-    if (taken.has(foldParameter(name))) {
+  return (url, headers) => {
+    const judged = judgeHeaders(headers);
+    if (judged.kind === "deny") return judged;
+    if (taken.size > 0 && parameterNames(url.search).some((name) => taken.has(foldParameter(name)))) {
       return malformed(
         "QUERY_INJECTED",
         "The query has a parameter that carries the account's credential and cannot be set.",
       );
     }
-  }
-  const present = new Set([...judged.headers.map(([name]) => name), ...names.map((name) => name.toLowerCase())]);
-  return {
-    kind: "allow",
-    url: withQuery(url, injection.query),
-    headers: [
-      ...defaultHeaders.filter(([name]) => !present.has(name)),
-      ...judged.headers,
-      ...injection.headers.map(({ name, value }): Header => [name, value]),
-    ],
+    const saysAgent = isAgentInjected || judged.headers.some(namesAgent);
+    return {
+      kind: "allow",
+      url: withQuery(url, injection.query),
+      headers: [...(saysAgent ? [] : [userAgent]), ...judged.headers, ...injected],
+    };
   };
 }
 

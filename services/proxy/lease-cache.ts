@@ -29,8 +29,8 @@ export interface LeaseKey {
   readonly actor: { readonly memberId: string; readonly role: string } | undefined;
 }
 
-/** Asks for a lease, for as long as it may be wanted. */
-export type AskForLease<Lease> = (question: Required<Patience>) => Promise<Lease>;
+/** Asks for a lease, for as long as it may be wanted. Nobody waits for a renewal. */
+export type AskForLease<Lease> = (question: Required<Patience> & { readonly isRenewal: boolean }) => Promise<Lease>;
 
 /** A lease in a request's hands, and the right to use it. */
 export interface BorrowedLease<Lease extends Leasable> {
@@ -75,11 +75,11 @@ export function leaseCache<Lease extends Leasable>(
   // In order of use: a map keeps the order in which keys were put.
   const entries = new Map<string, Entry<Lease>>();
 
-  async function fill(key: LeaseKey, ask: AskForLease<Lease>): Promise<Granted<Lease>> {
+  async function fill(key: LeaseKey, ask: AskForLease<Lease>, isRenewal: boolean): Promise<Granted<Lease>> {
     const deadlineMs = now() + askTimeoutMs;
     const hold = await holds.take(key, deadlineMs);
     try {
-      const lease = await ask({ deadlineMs, signal: hold.signal });
+      const lease = await ask({ deadlineMs, signal: hold.signal, isRenewal });
       hold.grant(lease.leaseDurationMs);
       return { lease, hold, renewMs: now() + lease.leaseDurationMs * renewalShare };
     } catch (error) {
@@ -88,8 +88,8 @@ export function leaseCache<Lease extends Leasable>(
     }
   }
 
-  function begin(name: string, key: LeaseKey, ask: AskForLease<Lease>): Entry<Lease> {
-    const entry: Entry<Lease> = { asking: fill(key, ask), granted: undefined, isRenewed: false, users: 1 };
+  function begin(name: string, key: LeaseKey, ask: AskForLease<Lease>, isRenewal = false): Entry<Lease> {
+    const entry: Entry<Lease> = { asking: fill(key, ask, isRenewal), granted: undefined, isRenewed: false, users: 1 };
     entry.asking.then(
       (granted) => {
         entry.granted = granted;
@@ -104,7 +104,7 @@ export function leaseCache<Lease extends Leasable>(
 
   function renew(name: string, key: LeaseKey, entry: Entry<Lease>, ask: AskForLease<Lease>): void {
     entry.isRenewed = true;
-    const next = begin(name, key, ask);
+    const next = begin(name, key, ask, true);
     next.asking.then(
       () => (entries.get(name) === entry ? keep(name, next) : release(next)),
       () => undefined,

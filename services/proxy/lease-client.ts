@@ -11,7 +11,8 @@ import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credentia
 import { InjectionLease, type LeaseInjectionRequest } from "#proto/deputy/vault/v1/leases.ts";
 import { type InlineCredential, inlineUse } from "./inline-credential.ts";
 import type { LeaseCache } from "./lease-cache.ts";
-import { type LeaseHold, leaseOver } from "./lease-holds.ts";
+import type { LeaseHold } from "./lease-holds.ts";
+import type { RenewLease } from "./lease-renewal-client.ts";
 
 /** What leases are had from. */
 export interface LeasingCollaborators {
@@ -22,6 +23,7 @@ export interface LeasingCollaborators {
     readonly cache: LeaseCache<InjectionLease>;
     /** By which the vault knows this process. */
     readonly proxyId: string;
+    readonly renew: RenewLease;
   };
 }
 
@@ -35,6 +37,8 @@ export type Credentialed = LeaseTarget & { readonly inlineCredential?: InlineCre
 export interface Leased {
   readonly lease: InjectionLease;
   readonly hold: LeaseHold<InjectionLease>;
+  /** Whether this request waited for a refresh. */
+  readonly refreshed: boolean;
 }
 
 /** Nothing was sent, and another lease may do. */
@@ -46,20 +50,23 @@ export class LeaseOver extends Error {
   }
 }
 
-type Use<Answer> = (leased: Leased, call: Call) => Promise<Answer>;
+type Use<Answer> = (leased: Leased) => Promise<Answer>;
 
 // A lease ends before its use when a connection takes long, or the account is connected anew: seldom twice in a row.
 const maxLeases = 4;
 const watchPauseMs = 300;
 
-/** Runs `use` with a lease, and again with another one when it throws LeaseOver. The call's signal also fires when the account is revoked. */
+/**
+ * Runs `use` with a lease, and again with another one when it throws LeaseOver. When the account is revoked meanwhile, which the
+ * hold's signal tells, that is the error.
+ */
 export async function withLease<Answer>(
   collaborators: LeasingCollaborators,
   { projectId, environment, externalUserId, accountId, inlineCredential }: Credentialed,
   call: Call,
   use: Use<Answer>,
 ): Promise<Answer> {
-  if (inlineCredential !== undefined) return use(inlineLease(collaborators.catalog, inlineCredential), call);
+  if (inlineCredential !== undefined) return use(inlineLease(collaborators.catalog, inlineCredential));
   const target = { projectId, environment, externalUserId, accountId };
   for (let attempt = 1; ; attempt += 1) {
     try {
@@ -78,7 +85,7 @@ function inlineLease(catalog: Catalog, credential: InlineCredential): Leased {
   const { headers, query, allowedDomains, allowedPorts, ...use } = inlineUse(catalog, credential);
   const lists = { headers: [...headers], query: [...query] };
   const places = { allowedDomains: [...allowedDomains], allowedPorts: [...allowedPorts] };
-  return { lease: InjectionLease.fromPartial({ ...use, ...lists, ...places }), hold: callersOwn };
+  return { lease: InjectionLease.fromPartial({ ...use, ...lists, ...places }), hold: callersOwn, refreshed: false };
 }
 
 // Nobody but the caller can end it.
@@ -102,61 +109,36 @@ async function useLease<Answer>(
   const { lease, hold, isNew, giveBack } = await cache.borrow(key, call, (question) =>
     leaseFor(collaborators, target, { ...call, ...question }),
   );
-  const leaving = eitherOf(call.signal, hold.signal);
   try {
     // Whom the lease came to from memory did not wait for its refresh.
-    const own = isNew ? lease : { ...lease, refreshed: false };
-    return await use(leasedNow(own, hold), { ...call, signal: leaving.signal });
+    return await use({ lease: hold.newest(lease), hold, refreshed: isNew && lease.refreshed });
   } catch (error) {
     throw hold.signal.aborted ? hold.signal.reason : error;
   } finally {
-    leaving.end();
     giveBack();
   }
-}
-
-/**
- * A signal that fires with either. AbortSignal.any would do, but costs ten times as much, and leaves a trace of each request
- * at a signal that lives as long as its lease.
- */
-function eitherOf(first: AbortSignal, second: AbortSignal): { readonly signal: AbortSignal; end(): void } {
-  const both = new AbortController();
-  const abort = () => both.abort(first.aborted ? first.reason : second.reason);
-  if (first.aborted || second.aborted) abort();
-  for (const signal of [first, second]) signal.addEventListener("abort", abort, { once: true });
-  return {
-    signal: both.signal,
-    end() {
-      for (const signal of [first, second]) signal.removeEventListener("abort", abort);
-    },
-  };
-}
-
-/** A lease as it is now; a request that was made with its material is not sent once other material has taken its place. */
-function leasedNow(given: InjectionLease, hold: LeaseHold<InjectionLease>): Leased {
-  const lease = hold.newest(given);
-  return {
-    lease,
-    hold: { ...hold, fault: () => hold.fault() ?? (hold.newest(lease) === lease ? undefined : leaseOver()) },
-  };
 }
 
 /** The account service says whose the account is and that it is active; the vault judges the caller's token by itself. */
 async function leaseFor(
   { account, vault, leases }: LeasingCollaborators,
   target: LeaseTarget,
-  call: Call,
+  call: Call & { readonly isRenewal: boolean },
 ): Promise<InjectionLease> {
-  const leasing = vault.leaseInjection({ ...target, proxyId: leases.proxyId }, call);
+  const leasing = call.isRenewal ? leases.renew(target, call) : leaseAtOnce();
   // When both refuse, the account service's answer is the one told; the other must not count as unhandled.
   leasing.catch(() => undefined);
   const { account: found } = await account.getAccount(target, call);
   if (found?.state !== AccountState.ACTIVE) {
     throw new StatusError("FAILED_PRECONDITION", "ACCOUNT_REVOKED", "The account is revoked: connect it anew.");
   }
-  const { lease } = await leasing;
-  if (lease === undefined) throw new Error("the vault answered without a lease");
-  return lease;
+  return leasing;
+
+  async function leaseAtOnce(): Promise<InjectionLease> {
+    const { lease } = await vault.leaseInjection({ ...target, proxyId: leases.proxyId }, call);
+    if (lease === undefined) throw new Error("the vault answered without a lease");
+    return lease;
+  }
 }
 
 function vaultUnreachable(): StatusError {

@@ -24,6 +24,7 @@ import type { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "./authenticate.ts";
 import { leaseCache } from "./lease-cache.ts";
 import { leaseHolds } from "./lease-holds.ts";
+import { leaseRenewals } from "./lease-renewal-client.ts";
 import { limitRules, limitSettings } from "./limit-settings.ts";
 import { openLimitStore } from "./limit-store.ts";
 import { startLimits } from "./limits.ts";
@@ -66,7 +67,7 @@ const server = await startServer({
     account,
     vault,
     catalog: loadCatalog(config.DEPUTY_CATALOG_DIRECTORY, { production: !config.DEPUTY_DEVELOPMENT }),
-    leases: { cache: leaseCache(holds, Date.now), proxyId },
+    leases: { cache: leaseCache(holds, Date.now), proxyId, renew: leaseRenewals(vault, proxyId) },
     egress,
     limits: startLimits(limitRules(config), limitStore, Date.now),
     exemptTargets: outgoing.exemptTargets,

@@ -1,9 +1,10 @@
 // From what a caller asks for to what leaves: the form of the request, where it may go, and last of all the credential. Pure.
-import { judgeDestination } from "#libs/destination.ts";
+import { destinationJudge } from "#libs/destination.ts";
 import type { EgressRequest } from "#libs/egress.ts";
 import { invalidField } from "#libs/errors.ts";
 import { type Denial, denialError, malformed } from "#libs/verdict.ts";
-import { type Injection, injectCredential } from "./injection.ts";
+import { type Injection, injector } from "./injection.ts";
+import { oncePer } from "./once-per.ts";
 
 /** Of a request's body and of an answer's, where they are not streamed. */
 export const maxBodyBytes = 8 * 1024 * 1024;
@@ -58,24 +59,35 @@ function checkWhose({ externalUserId, accountId, inlineCredential }: RequestedCa
   if (accountId === "") throw invalidField("account_id", "is required");
 }
 
-/** Judges where it may go, and puts the credential in. */
-export function composeRequest(
+/** Judges where a request may go, and puts the credential in. */
+export type ComposeRequest = (
   use: AllowedUse,
-  { url, method, headers, body }: Pick<RequestedCall, "url" | "method" | "headers" | "body">,
-  exemptTargets: readonly string[],
-): OutgoingRequest {
-  const { baseUrl, allowedDomains, allowedPorts, proxyEnabled } = use;
-  if (proxyEnabled && !use.absoluteUrlsAllowed && !url.startsWith("/")) {
-    throw denialError(
-      malformed("PATH_REQUIRED", "This app's host depends on the account: give a path that begins with /."),
+  request: Pick<RequestedCall, "url" | "method" | "headers" | "body">,
+) => OutgoingRequest;
+
+/** Makes the one of this process. What is the same for all requests with a lease is made at the first of them. */
+export function requestComposer(exemptTargets: readonly string[]): ComposeRequest {
+  const prepared = oncePer((use: AllowedUse) => {
+    const { baseUrl, allowedDomains, allowedPorts, proxyEnabled } = use;
+    const judge = destinationJudge({ baseUrl, allowedDomains, allowedPorts, proxyEnabled, exemptTargets }, {});
+    return { judge, inject: injector(use) };
+  });
+  return (use, { url, method, headers, body }) => {
+    if (use.proxyEnabled && !use.absoluteUrlsAllowed && !url.startsWith("/")) {
+      throw denialError(
+        malformed("PATH_REQUIRED", "This app's host depends on the account: give a path that begins with /."),
+      );
+    }
+    const { judge, inject } = prepared(use);
+    const target = allowed(judge(url));
+    const injected = allowed(
+      inject(
+        target.url,
+        headers.map(({ name, value }) => [name, value] as const),
+      ),
     );
-  }
-  const target = allowed(
-    judgeDestination({ baseUrl, allowedDomains, allowedPorts, proxyEnabled, exemptTargets }, {}, url),
-  );
-  const pairs = headers.map(({ name, value }) => [name, value] as const);
-  const injected = allowed(injectCredential(target.url, pairs, use));
-  return { url: injected.url, headers: injected.headers, method, ...(body.length > 0 && { body }) };
+    return { url: injected.url, headers: injected.headers, method, ...(body.length > 0 && { body }) };
+  };
 }
 
 function allowed<Verdict extends { readonly kind: "allow" }>(verdict: Verdict | Denial): Verdict {

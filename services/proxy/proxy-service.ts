@@ -7,6 +7,7 @@ import type { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_servic
 import { explainForward } from "./explain-forward.ts";
 import { type ForwardCollaborators, forward } from "./forward.ts";
 import { forwardStream } from "./forward-stream.ts";
+import { requestComposer } from "./outgoing-request.ts";
 
 // The vault leases to a caller's token alone, so even the operator brings one.
 const forwardCallers = [
@@ -22,8 +23,18 @@ export const proxyCallers: CallersTable<MethodName<typeof ProxyServiceDefinition
   explainForward: forwardCallers,
 };
 
+/** What the service works with. */
+export type ProxyCollaborators = Omit<ForwardCollaborators, "compose"> & {
+  /** `host:port` of development upstreams; empty in production. */
+  readonly exemptTargets: readonly string[];
+};
+
 /** Makes the handlers. */
-export function proxyService(collaborators: ForwardCollaborators): Handlers<typeof ProxyServiceDefinition> {
+export function proxyService({
+  exemptTargets,
+  ...others
+}: ProxyCollaborators): Handlers<typeof ProxyServiceDefinition> {
+  const collaborators = { ...others, compose: requestComposer(exemptTargets) };
   return {
     forward: (request, call) => forward(collaborators, request, call),
     forwardStream: (pieces, call) => forwardStream(collaborators, pieces, call),

@@ -11,6 +11,7 @@
 // events and lines end in characters that no secret begins with. Without a match nothing is copied: 1 MiB takes about 0.1 ms
 // for each text looked for, by Buffer.indexOf.
 import type { Header } from "#libs/request-headers.ts";
+import { oncePer } from "./once-per.ts";
 
 /** What is put into a request. */
 interface Injected {
@@ -32,11 +33,9 @@ const shortestSecret = 8;
 const searchedBytes = 1024 * 1024;
 const nothing: Buffer = Buffer.alloc(0);
 
-/** Makes a redactor for one answer. */
+/** Makes a redactor for one answer to what was sent with this credential. */
 export function redactor(injected: Injected): Redactor {
-  const secrets = injected.echoAllowed ? [] : secretsOf(injected);
-  const needles = secrets.map((secret) => Buffer.from(secret));
-  const longest = Math.max(0, ...needles.map(({ length }) => length));
+  const { secrets, needles, longest } = soughtIn(injected);
   let held: Buffer = nothing;
   let passed = 0;
 
@@ -67,6 +66,12 @@ export function redactor(injected: Injected): Redactor {
   }
 }
 
+const soughtIn = oncePer((injected: Injected) => {
+  const secrets = injected.echoAllowed ? [] : secretsOf(injected);
+  const needles = secrets.map((secret) => Buffer.from(secret));
+  return { secrets, needles, longest: Math.max(0, ...needles.map(({ length }) => length)) };
+});
+
 /** What must not be shown. A text that holds another one of them is masked enough by that. */
 function secretsOf({ headers, query }: Injected): readonly string[] {
   const all = [
@@ -85,7 +90,11 @@ function headerSecrets(value: string): readonly string[] {
 }
 
 function maskText(text: string, secrets: readonly string[]): string {
-  return secrets.reduce((masked, secret) => masked.replaceAll(secret, () => "*".repeat(secret.length)), text);
+  let masked = text;
+  for (const secret of secrets) {
+    if (masked.includes(secret)) masked = masked.replaceAll(secret, "*".repeat(secret.length));
+  }
+  return masked;
 }
 
 /** The same bytes when there is no match. */

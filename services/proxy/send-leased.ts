@@ -15,7 +15,8 @@ import type { Call } from "#libs/rpc.ts";
 import type { JudgedAnswer } from "./auth-failure.ts";
 import { isAuthFailure } from "./auth-failure.ts";
 import { type Leased, LeaseOver, type LeaseTarget } from "./lease-client.ts";
-import { composeRequest, type OutgoingRequest, type RequestedCall } from "./outgoing-request.ts";
+import { leaseOver } from "./lease-holds.ts";
+import type { ComposeRequest, OutgoingRequest, RequestedCall } from "./outgoing-request.ts";
 import { type RefreshingVault, refreshRefused } from "./refresh-client.ts";
 
 /** What became of a call so far. */
@@ -32,9 +33,9 @@ export interface Sending<Answer> {
   readonly request: RequestedCall;
   /** Whether all of it is still there. */
   readonly replayable: boolean;
-  readonly exemptTargets: readonly string[];
+  readonly compose: ComposeRequest;
   readonly tally: Tally;
-  readonly send: (request: OutgoingRequest & Pick<EgressRequest, "signal" | "mayStart">) => Promise<Answer>;
+  readonly send: (request: OutgoingRequest & Pick<EgressRequest, "signals" | "mayStart">) => Promise<Answer>;
 }
 
 const idempotentMethods = ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"];
@@ -48,19 +49,20 @@ export function newTally(): Tally {
 export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Leased, call: Call): Promise<Answer> {
   const { tally, send } = sending;
   const { lease, hold } = leased;
-  const outgoing = composeRequest(lease, sending.request, sending.exemptTargets);
+  const outgoing = sending.compose(lease, sending.request);
   // After a refusal the lease of that credential does not do, wherever it was kept.
   if (tally.refused !== undefined && lease.generation <= tally.refused) throw refusedLease(hold);
-  let fault = hold.fault();
+  let fault = leaseFault(leased);
   if (fault !== undefined) throw new LeaseOver(fault);
   const mayStart = () => {
-    fault = hold.fault();
+    fault = leaseFault(leased);
     if (fault === undefined) tally.attempts += 1;
     return fault === undefined;
   };
+  const whole = { ...outgoing, signals: [call.signal, hold.signal], mayStart };
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await send({ ...outgoing, signal: call.signal, mayStart });
+      return await send(whole);
     } catch (error) {
       // The HTTP client has done away with a streamed body by then.
       if (fault !== undefined) throw sending.replayable ? new LeaseOver(fault) : fault;
@@ -74,11 +76,11 @@ export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Lease
 export async function refreshIfRefused(
   vault: RefreshingVault,
   { request, replayable, tally }: Pick<Sending<unknown>, "replayable" | "tally"> & { readonly request: LeaseTarget },
-  { lease, hold }: Leased,
+  { lease, hold, refreshed: waited }: Leased,
   call: Call,
   answer: JudgedAnswer,
 ): Promise<void> {
-  tally.refreshed ||= lease.refreshed;
+  tally.refreshed ||= waited;
   if (!replayable || !lease.refreshable || tally.refused !== undefined) return;
   if (!isAuthFailure(answer, lease.authFailureRules)) return;
   const { replaced, refreshed } = await refreshRefused(vault, request, lease.generation, call);
@@ -86,6 +88,11 @@ export async function refreshIfRefused(
   tally.refreshed ||= refreshed;
   tally.refused = lease.generation;
   throw refusedLease(hold);
+}
+
+/** A request that was made with a lease's material is not sent once other material has taken its place. */
+function leaseFault({ lease, hold }: Leased): StatusError | undefined {
+  return hold.fault() ?? (hold.newest(lease) === lease ? undefined : leaseOver());
 }
 
 function mayRepeat({ kind, sent, answered }: EgressError, { request, replayable }: Sending<unknown>): boolean {

@@ -7,7 +7,8 @@ import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credentia
 
 const account: readonly Admission[] = [{ service: "account" }];
 const operator: readonly Admission[] = [{ service: "operator" }];
-const proxyForCaller: Admission = { service: "proxy", scope: "connect:proxy", connectToken: true };
+/** What a lease takes; RenewLeases asks it of each renewal. */
+export const proxyForCaller: Admission = { service: "proxy", scope: "connect:proxy", connectToken: true };
 
 /** The ways in, for each method. */
 export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinition>> = {
@@ -22,6 +23,8 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   // The operator's are the tombstones: what was destroyed since a backup is destroyed again after it was restored.
   destroyCredentials: [...account, ...operator],
   leaseInjection: [proxyForCaller],
+  // Each renewal carries the token of its caller.
+  renewLeases: [{ service: "proxy" }],
   watchLeases: [{ service: "proxy" }],
   putOauthClient: account,
   destroyOauthClient: account,

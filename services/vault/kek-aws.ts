@@ -128,7 +128,7 @@ function handlerOver(egress: Egress, timeoutMs: number): NonNullable<KMSClientCo
         method: request.method,
         headers: Object.entries(request.headers).filter(([name]) => !/^(host|content-length)$/i.test(name)),
         ...(request.body !== undefined && { body: bufferOf(request.body) }),
-        ...(abortSignal !== undefined && { signal: abortSignal }),
+        ...(abortSignal !== undefined && { signals: [abortSignal] }),
         totalTimeoutMs: timeoutMs,
         maxBodyBytes: maxAnswerBytes,
       });

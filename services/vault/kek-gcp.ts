@@ -170,7 +170,7 @@ function fetchOver(egress: Egress, timeoutMs: number): typeof fetch {
       method: init.method ?? "GET",
       headers: [...new Headers(init.headers)].filter(([name]) => !/^(host|content-length)$/.test(name)),
       ...(body != null && { body: Buffer.from(await new Response(body).arrayBuffer()) }),
-      ...(init.signal && { signal: init.signal }),
+      ...(init.signal && { signals: [init.signal] }),
       totalTimeoutMs: timeoutMs,
       maxBodyBytes: maxAnswerBytes,
     });

@@ -50,7 +50,7 @@ export function transit({ address, key, tokenFile, egress, timeoutMs }: TransitO
           ...(body === undefined ? [] : [["content-type", "application/json"] as const]),
         ],
         ...(body !== undefined && { body: Buffer.from(JSON.stringify(body)) }),
-        signal,
+        signals: [signal],
         totalTimeoutMs: timeoutMs,
         maxBodyBytes: maxAnswerBytes,
       })

@@ -77,14 +77,15 @@ export async function startVault(options: VaultOptions) {
   const rotation = startRotation({ db, provider: kekProvider, log, intervalMs: intervals.rotationMs });
   if (sealState.isOpen()) await drainSpool(refreshing);
   else sealState.onChange((open) => void (open && drainSpool(refreshing)));
+  const authenticate = authenticator(options.account, Date.now);
   const server = await startServer({
     definition: CredentialVaultDefinition,
     handlers: vaultService(
       { db, secrets, catalog, authorizer, refresher },
-      { sealState, rotation, importFormats: options.importFormats, signals, signingKey, audit, gate },
+      { sealState, rotation, importFormats: options.importFormats, signals, signingKey, audit, authenticate, gate },
     ),
     callers: vaultCallers,
-    authenticate: authenticator(options.account, Date.now),
+    authenticate,
     internalAddress: listener.address,
     tls: listener.tls,
     reflection: listener.reflection,

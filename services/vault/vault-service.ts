@@ -2,6 +2,7 @@
 // or cannot write its audit, every method but its status says so.
 import type { Catalog } from "#libs/catalog.ts";
 import type { Handlers } from "#libs/rpc.ts";
+import type { Authenticate } from "#libs/rpc-identity.ts";
 import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { findHead } from "./audit-checkpoints.ts";
@@ -10,14 +11,12 @@ import type { AuditWriter } from "./audit-writer.ts";
 import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
-import { environmentName, leaseMessage } from "./credential-messages.ts";
 import { countCredentials, countReasons } from "./credentials.ts";
 import type { Gate } from "./gate.ts";
 import type { ImportFormats } from "./import-formats.ts";
-import { leaseCredential } from "./lease.ts";
 import { leaseGrants } from "./lease-grants.ts";
+import { leaseHandlers } from "./lease-handlers.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
-import { requireWatching } from "./lease-watchers.ts";
 import type { Refresher } from "./refresh.ts";
 import { countPendingRevocations } from "./revocations.ts";
 import type { Rotation } from "./rotation.ts";
@@ -47,6 +46,8 @@ export interface Operations {
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
   readonly audit: AuditWriter;
+  /** Of the tokens that renewals carry. */
+  readonly authenticate: Authenticate;
   /** Closed, it keeps every method but the status from being called. */
   readonly gate: Gate;
 }
@@ -60,12 +61,7 @@ export function vaultService(options: VaultServiceOptions, operations: Operation
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
     ...webhookKeyHandlers(options),
-    async leaseInjection({ projectId, environment, externalUserId, accountId, proxyId }, call) {
-      await requireWatching(options.db, proxyId);
-      const filter = { projectId, environment: environmentName(environment), externalUserId, accountId };
-      grants.note(proxyId, filter);
-      return { lease: leaseMessage(await leaseCredential({ ...options, audit }, filter, call)) };
-    },
+    ...leaseHandlers({ ...options, audit, grants }, operations.authenticate),
     watchLeases: (requests, call) => watchLeases({ ...options, signals, grants, audit }, requests, call),
     async rotateKeys({ activateKekId }, call) {
       return { remaining: await rotation.begin(activateKekId, actorOf(call)) };

@@ -316,7 +316,7 @@ describe("giving up", () => {
   it("closes the connection when the caller aborts", async () => {
     upstream.answerWith(() => undefined);
     const leaving = new AbortController();
-    const sending = failure(open().send(get({ signal: leaving.signal })));
+    const sending = failure(open().send(get({ signals: [leaving.signal] })));
     await expect.poll(() => upstream.requests.length).toBe(1);
     leaving.abort();
     const error = await sending;
@@ -327,7 +327,7 @@ describe("giving up", () => {
   it("before the connection stands sends nothing, then or later", async () => {
     const { promise: answered, resolve: answer } = Promise.withResolvers<readonly string[]>();
     const leaving = new AbortController();
-    const sending = failure(open({ resolve: () => answered }).send(get({ signal: leaving.signal })));
+    const sending = failure(open({ resolve: () => answered }).send(get({ signals: [leaving.signal] })));
     await sleep(20);
     leaving.abort();
     expect((await sending).sent).toBe(false);
@@ -335,15 +335,15 @@ describe("giving up", () => {
     // The connection is made now, and the request that waited for it must not use it.
     await sleep(300);
     expect(upstream.requests).toEqual([]);
-    expect((await failure(open().send(get({ signal: AbortSignal.abort() })))).kind).toBe("aborted");
+    expect((await failure(open().send(get({ signals: [AbortSignal.abort()] })))).kind).toBe("aborted");
   });
 
   it("two hundred times leaves the pool as able as before", async () => {
     const egress = open();
     upstream.answerWith((socket) => socket.write("HTTP/1.1 200 OK\r\ncontent-length: 500\r\n\r\nabc"));
     for (let round = 0; round < 10; round += 1) {
-      const signal = AbortSignal.timeout(150);
-      await Promise.all(Array.from({ length: 20 }, () => failure(egress.send(get({ signal })))));
+      const signals = [AbortSignal.timeout(150)];
+      await Promise.all(Array.from({ length: 20 }, () => failure(egress.send(get({ signals })))));
     }
     upstream.answerWith("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     expect((await egress.send(get())).status).toBe(200);

@@ -256,6 +256,31 @@ describe("a proxy", () => {
     expect(fixture.leases).toHaveLength(1);
   });
 
+  test("renews the leases of many callers in one call, each by its own right, while their requests go on", async () => {
+    fixture.answers = { account: {}, lease: { leaseDurationMs: 3_000 } };
+    const tokens = [fixture.token, await signToken({ sub: "cli_2", project_id: "proj_1", scope: "connect:proxy" })];
+    const asMembers = await Promise.all(
+      ["mem_1", "mem_2", "mem_3"].map((member_id) =>
+        signToken({
+          sub: member_id,
+          project_id: "proj_1",
+          scope: "connect:proxy",
+          actor: { member_id, role: "member" },
+        }),
+      ),
+    );
+    const round = () => Promise.all([...tokens, ...asMembers].map((token) => forward(token)));
+    const endMs = performance.now() + 4_500;
+    while (performance.now() < endMs) await round();
+    // One lease for the project's own callers, and one for each member.
+    expect(fixture.leases).toHaveLength(4);
+    expect(fixture.renewals.length).toBeGreaterThan(0);
+    expect(fixture.renewals.length).toBeLessThan(4);
+    expect(fixture.renewals[0]).toHaveLength(4);
+    const renewedBy = new Set(fixture.renewals[0]?.map(({ accessToken }) => accessToken));
+    for (const token of asMembers) expect(renewedBy).toContain(token);
+  });
+
   test("says of a refresh to those alone who waited for it", async () => {
     fixture.answers = { account: {}, lease: { refreshed: true } };
     expect(await forward()).toMatchObject({ refreshed: true });

@@ -15,10 +15,11 @@ import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import type { ForwardRequest, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { RefreshCredentialResponse } from "#proto/deputy/vault/v1/credentials.ts";
-import { InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
+import { InjectionLease, type LeaseRenewal } from "#proto/deputy/vault/v1/leases.ts";
 import { authenticator } from "../../services/proxy/authenticate.ts";
 import { leaseCache } from "../../services/proxy/lease-cache.ts";
 import { type LeaseHolds, leaseHolds } from "../../services/proxy/lease-holds.ts";
+import { leaseRenewals } from "../../services/proxy/lease-renewal-client.ts";
 import { openLimitStore } from "../../services/proxy/limit-store.ts";
 import { type LimitRules, startLimits } from "../../services/proxy/limits.ts";
 import { proxyCallers, proxyService } from "../../services/proxy/proxy-service.ts";
@@ -54,6 +55,8 @@ export interface ProxyFixture {
   readonly proxy: RunningServer;
   /** What the vault and the account service were asked, and with which right. */
   readonly leases: { readonly accountId: string; readonly proxyId: string; readonly call: Call }[];
+  /** What each call of RenewLeases asked for. */
+  readonly renewals: LeaseRenewal[][];
   readonly accountReads: string[];
   readonly exchanges: string[];
   /** The generations whose refresh the proxy has asked for; what the vault answers is `answers.refresh`. */
@@ -121,6 +124,8 @@ const generousLimits: LimitRules = {
   accountInFlight: 10_000,
 };
 
+const proxyId = "prx_1";
+
 /** Starts all of them. */
 export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promise<ProxyFixture> {
   const log = createLogger("proxy", "silent");
@@ -128,6 +133,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const upstream = await startTlsUpstream();
   const target = `${upstreamHost}:${upstream.port}`;
   const leases: ProxyFixture["leases"] = [];
+  const renewals: LeaseRenewal[][] = [];
   const accountReads: string[] = [];
   const exchanges: string[] = [];
   const refreshes: ProxyFixture["refreshes"] = [];
@@ -157,7 +163,10 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   const vault = await startStandIn({
     definition: CredentialVaultDefinition,
     service: "vault",
-    callers: { leaseInjection: viaProxy, refreshCredential: viaProxy, watchLeases: [{ service: "proxy" }] },
+    callers: {
+      ...{ leaseInjection: viaProxy, refreshCredential: viaProxy },
+      ...{ renewLeases: [{ service: "proxy" }], watchLeases: [{ service: "proxy" }] },
+    },
     handlers: {
       refreshCredential: async ({ generation, externalUserId }, { token = "" }) => {
         refreshes.push({ generation, externalUserId, token });
@@ -166,6 +175,12 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
         return answers.refresh(generation);
       },
       watchLeases: (requests) => standInWatch(watch, requests),
+      renewLeases: async ({ renewals: asked }) => {
+        renewals.push(asked);
+        if (answers.vaultFault !== undefined) throw answers.vaultFault;
+        const lease = standInLease(upstream.port, answers.lease);
+        return { results: asked.map(({ accountId }) => ({ lease: accountId === "apn_1" ? lease : undefined })) };
+      },
       leaseInjection: async ({ accountId, proxyId }, call) => {
         leases.push({ accountId, proxyId, call });
         await watch.leasing;
@@ -207,7 +222,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
       account: accountClient,
       vault: vaultClient,
       catalog: catalogAt(upstream.port),
-      leases: { cache: leaseCache(holds, Date.now), proxyId: "prx_1" },
+      leases: { cache: leaseCache(holds, Date.now), proxyId, renew: leaseRenewals(vaultClient, proxyId) },
       egress,
       limits: startLimits(limitRules, await openLimitStore({ url: "", password: "", log }), Date.now),
       exemptTargets: [target],
@@ -224,7 +239,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
   });
   const leaseWatch = watchLeases({
     vault: vaultClient,
-    proxyId: "prx_1",
+    proxyId,
     holds,
     log,
     onChange: (watching) => serving.push(watching),
@@ -238,6 +253,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
     upstream,
     proxy,
     leases,
+    renewals,
     accountReads,
     exchanges,
     refreshes,
@@ -262,6 +278,7 @@ export async function startProxyFixture(limits: Partial<LimitRules> = {}): Promi
       answers = { account: {}, lease: {} };
       forgetLease();
       leases.length = 0;
+      renewals.length = 0;
       accountReads.length = 0;
       exchanges.length = 0;
       refreshes.length = 0;

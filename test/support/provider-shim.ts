@@ -98,8 +98,13 @@ export async function startProviderShim(
       graceMs = ms;
     },
     async stop() {
+      const closed = once(server, "close");
+      server.close();
+      // Again and again: a connection that has not finished its handshake is not among them yet.
+      const timer = setInterval(() => server.closeAllConnections(), 100);
       server.closeAllConnections();
-      await new Promise((resolve) => server.close(resolve));
+      await closed;
+      clearInterval(timer);
     },
   };
 }

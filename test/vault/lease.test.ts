@@ -2,7 +2,7 @@
 // that somebody has changed.
 import { expect, test } from "vitest";
 import { findLeaks } from "../support/leaks.ts";
-import { soon, tokenWith, vaultFixture, whose } from "./vault-fixture.ts";
+import { soon, tokenWith, vaultFixture, watchingProxyId, whose } from "./vault-fixture.ts";
 
 const vault = await vaultFixture();
 const { asProxy, asAccount, lease, connectAccount } = vault;
@@ -102,6 +102,36 @@ test("leases to a connect token its own user's accounts alone", async () => {
   });
   const claimed = asProxy.leaseInjection({ ...request, externalUserId: "user-1" }, soon(await ofUser("user-2")));
   await expect(claimed).rejects.toMatchObject({ code: "NOT_FOUND" });
+});
+
+test("renews many leases in one call, each judged like one that is asked for alone", async () => {
+  const accountId = await connectAccount();
+  const [token, ofUser] = [vault.token, await tokenWith({ environment: 1, external_user_id: "user-1" })];
+  const renewal = (accessToken: string, change: object = {}) => ({ ...whose, accountId, accessToken, ...change });
+  const otherProject = await tokenWith({ project_id: "proj_2" });
+  const refused = [
+    renewal("not.a.token"),
+    renewal(await tokenWith({ scope: "connect:accounts:read" })),
+    renewal(otherProject),
+    renewal(otherProject, { projectId: "proj_2" }),
+    renewal(token, { externalUserId: "user-2" }),
+    renewal(token, { accountId: "apn_absent" }),
+    renewal(token, { environment: 2 }),
+    renewal(await tokenWith({ environment: 1, external_user_id: "user-2" }), { externalUserId: "" }),
+  ];
+  const renewals = [renewal(token), ...refused, { accountId, accessToken: ofUser }];
+  const { results } = await asProxy.renewLeases({ proxyId: watchingProxyId, renewals }, soon());
+  const { lease: single } = await lease(accountId);
+  const times = { leaseExpireTime: expect.any(Date), leaseDurationMs: expect.any(Number) };
+  const renewed = { lease: { ...single, ...times } };
+  expect(results).toEqual([renewed, ...refused.map(() => ({ lease: undefined })), renewed]);
+  for (const service of ["account", "operator", "gateway"] as const) {
+    const client = await vault.vault.as(service);
+    const asked = client.renewLeases({ proxyId: watchingProxyId, renewals }, soon(token));
+    await expect(asked, service).rejects.toMatchObject({ code: "PERMISSION_DENIED" });
+  }
+  const unwatched = asProxy.renewLeases({ proxyId: "prx_unknown", renewals }, soon());
+  await expect(unwatched).rejects.toMatchObject({ reason: "WATCH_REQUIRED" });
 });
 
 test("says DATA_LOSS for a row that was changed, or whose secret was put in from another row", async () => {

@@ -66,7 +66,11 @@ export async function vaultFixture(given?: TestDatabase) {
   const database = given ?? (await createTestDatabase("vault"));
   const ends: (() => unknown)[] = [];
   afterAll(async () => {
-    for (const end of ends.splice(0).reverse()) await end();
+    for (const end of ends.splice(0).reverse()) {
+      const late = setTimeout(() => process.stderr.write(`this end of the fixture takes long: ${end}\n`), 10_000);
+      await end();
+      clearTimeout(late);
+    }
   });
   const directory = await mkdtemp(join(tmpdir(), "deputy-vault-"));
   ends.push(() => rm(directory, { recursive: true }));

@@ -23,7 +23,14 @@ import {
   StoreCredentialRequest,
   StoreCredentialResponse,
 } from "./credentials.ts";
-import { LeaseInjectionRequest, LeaseInjectionResponse, WatchLeasesRequest, WatchLeasesResponse } from "./leases.ts";
+import {
+  LeaseInjectionRequest,
+  LeaseInjectionResponse,
+  RenewLeasesRequest,
+  RenewLeasesResponse,
+  WatchLeasesRequest,
+  WatchLeasesResponse,
+} from "./leases.ts";
 import {
   ExportCredentialsRequest,
   ExportCredentialsResponse,
@@ -130,6 +137,15 @@ export const CredentialVaultDefinition = {
       requestType: LeaseInjectionRequest as typeof LeaseInjectionRequest,
       requestStream: false,
       responseType: LeaseInjectionResponse as typeof LeaseInjectionResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Leases once more what a proxy has in use, many accounts in one call, each by the right of its own caller. */
+    renewLeases: {
+      name: "RenewLeases",
+      requestType: RenewLeasesRequest as typeof RenewLeasesRequest,
+      requestStream: false,
+      responseType: RenewLeasesResponse as typeof RenewLeasesResponse,
       responseStream: false,
       options: {},
     },

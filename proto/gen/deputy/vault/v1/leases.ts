@@ -51,6 +51,40 @@ export interface LeaseInjectionRequest {
   proxyId: string;
 }
 
+/** Asks for the next leases of accounts in use, in one call for many. */
+export interface RenewLeasesRequest {
+  /** Required. The proxy process, as in LeaseInjectionRequest. */
+  proxyId: string;
+  /** Required. What to renew. */
+  renewals: LeaseRenewal[];
+}
+
+/** One account's next lease, and the right to it. */
+export interface LeaseRenewal {
+  /** Required. Secret: never logged. The access token of the caller whom the lease is for. Must allow `connect:proxy`. */
+  accessToken: string;
+  /** Required unless the access token names it. The project. */
+  projectId: string;
+  /** Required unless the access token names it. The environment. */
+  environment: Environment;
+  /** Optional. When given, an account of another user counts as absent. */
+  externalUserId: string;
+  /** Required. The account. */
+  accountId: string;
+}
+
+/** The leases. */
+export interface RenewLeasesResponse {
+  /** Output only. One for each renewal, in its order. */
+  results: RenewedLease[];
+}
+
+/** What became of one renewal. */
+export interface RenewedLease {
+  /** Output only. The lease; absent when there is none: LeaseInjection says why. */
+  lease: InjectionLease | undefined;
+}
+
 /** What to put into the request, and where it may go. */
 export interface LeaseInjectionResponse {
   /** Output only. The lease. */
@@ -286,6 +320,288 @@ export const LeaseInjectionRequest: MessageFns<LeaseInjectionRequest> = {
     message.externalUserId = object.externalUserId ?? "";
     message.accountId = object.accountId ?? "";
     message.proxyId = object.proxyId ?? "";
+    return message;
+  },
+};
+
+function createBaseRenewLeasesRequest(): RenewLeasesRequest {
+  return { proxyId: "", renewals: [] };
+}
+
+export const RenewLeasesRequest: MessageFns<RenewLeasesRequest> = {
+  encode(message: RenewLeasesRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.proxyId !== "") {
+      writer.uint32(10).string(message.proxyId);
+    }
+    for (const v of message.renewals) {
+      LeaseRenewal.encode(v!, writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RenewLeasesRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRenewLeasesRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.proxyId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.renewals.push(LeaseRenewal.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RenewLeasesRequest>): RenewLeasesRequest {
+    return RenewLeasesRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RenewLeasesRequest>): RenewLeasesRequest {
+    const message = createBaseRenewLeasesRequest();
+    message.proxyId = object.proxyId ?? "";
+    message.renewals = object.renewals?.map((e) => LeaseRenewal.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseLeaseRenewal(): LeaseRenewal {
+  return { accessToken: "", projectId: "", environment: 0, externalUserId: "", accountId: "" };
+}
+
+export const LeaseRenewal: MessageFns<LeaseRenewal> = {
+  encode(message: LeaseRenewal, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.accessToken !== "") {
+      writer.uint32(10).string(message.accessToken);
+    }
+    if (message.projectId !== "") {
+      writer.uint32(18).string(message.projectId);
+    }
+    if (message.environment !== 0) {
+      writer.uint32(24).int32(message.environment);
+    }
+    if (message.externalUserId !== "") {
+      writer.uint32(34).string(message.externalUserId);
+    }
+    if (message.accountId !== "") {
+      writer.uint32(42).string(message.accountId);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LeaseRenewal {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLeaseRenewal();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.accessToken = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.environment = reader.int32() as any;
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.externalUserId = reader.string();
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.accountId = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<LeaseRenewal>): LeaseRenewal {
+    return LeaseRenewal.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LeaseRenewal>): LeaseRenewal {
+    const message = createBaseLeaseRenewal();
+    message.accessToken = object.accessToken ?? "";
+    message.projectId = object.projectId ?? "";
+    message.environment = object.environment ?? 0;
+    message.externalUserId = object.externalUserId ?? "";
+    message.accountId = object.accountId ?? "";
+    return message;
+  },
+};
+
+function createBaseRenewLeasesResponse(): RenewLeasesResponse {
+  return { results: [] };
+}
+
+export const RenewLeasesResponse: MessageFns<RenewLeasesResponse> = {
+  encode(message: RenewLeasesResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.results) {
+      RenewedLease.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RenewLeasesResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRenewLeasesResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.results.push(RenewedLease.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RenewLeasesResponse>): RenewLeasesResponse {
+    return RenewLeasesResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RenewLeasesResponse>): RenewLeasesResponse {
+    const message = createBaseRenewLeasesResponse();
+    message.results = object.results?.map((e) => RenewedLease.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseRenewedLease(): RenewedLease {
+  return { lease: undefined };
+}
+
+export const RenewedLease: MessageFns<RenewedLease> = {
+  encode(message: RenewedLease, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.lease !== undefined) {
+      InjectionLease.encode(message.lease, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): RenewedLease {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseRenewedLease();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.lease = InjectionLease.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<RenewedLease>): RenewedLease {
+    return RenewedLease.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<RenewedLease>): RenewedLease {
+    const message = createBaseRenewedLease();
+    message.lease = (object.lease !== undefined && object.lease !== null)
+      ? InjectionLease.fromPartial(object.lease)
+      : undefined;
     return message;
   },
 };
