@@ -65,7 +65,7 @@ const statements = [
 
   // What the vault has told of the credential.
   `alter table accounts
-    add column credential_generation int8,
+    add column credential_generation int,
     add column expire_time moment,
     add column last_refresh_time moment,
     add column next_refresh_time moment`,

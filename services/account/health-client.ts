@@ -78,7 +78,7 @@ const stateNames = ["ACTIVE", "UNKNOWN", "NEEDS_REAUTH", "REVOKED"] as const;
 function reportOf({ projectId, credential, failures }: CredentialChange): CredentialReport {
   const { accountId = "", stateReason: reason = "", generation = 0n, state } = credential ?? {};
   return {
-    ...{ projectId, accountId, reason, generation, failures },
+    ...{ projectId, accountId, reason, failures, generation: Number(generation) },
     state: stateNames.find((name) => CredentialState[name] === state) ?? "REVOKED",
     expireTime: credential?.expireTime ?? null,
     lastRefreshTime: credential?.lastRefreshTime ?? null,

@@ -20,7 +20,7 @@ export interface CredentialReport {
   readonly state: "ACTIVE" | "UNKNOWN" | "NEEDS_REAUTH" | "REVOKED";
   /** Why, by its name; empty while all is well. */
   readonly reason: string;
-  readonly generation: bigint;
+  readonly generation: number;
   /** Refreshes that failed in a row. */
   readonly failures: number;
   readonly expireTime: Date | null;
@@ -100,7 +100,7 @@ async function lockAccounts(tx: AccountDatabase, reports: readonly CredentialRep
 
 /** What a report changes; undefined for nothing. */
 function changeOf(row: AccountRow, report: CredentialReport, time: Date): Change | undefined {
-  if (report.state === "REVOKED" || report.generation < (row.credentialGeneration ?? 0n)) return undefined;
+  if (report.state === "REVOKED" || report.generation < (row.credentialGeneration ?? 0)) return undefined;
   const health = healthOf(row.health, report, time);
   const error = health === "HEALTHY" ? "" : errorText(report.reason);
   const isSame =
@@ -134,7 +134,7 @@ async function updateAccounts(tx: AccountDatabase, changes: readonly Change[], t
       update_time = case when accounts.health = given.health then accounts.update_time else ${time} end
     from unnest(${column(({ row }) => row.projectId)}::text[], ${column(({ row }) => row.id)}::text[],
       ${column(({ health }) => health)}::text[], ${column(({ error }) => error)}::text[],
-      ${column(({ report }) => report.generation)}::int8[], ${column(({ report }) => report.expireTime)}::timestamptz[],
+      ${column(({ report }) => report.generation)}::int[], ${column(({ report }) => report.expireTime)}::timestamptz[],
       ${column(({ report }) => report.lastRefreshTime)}::timestamptz[],
       ${column(({ report }) => report.nextRefreshTime)}::timestamptz[])
       as given (project_id, id, health, error, generation, expire_time, last_refresh_time, next_refresh_time)

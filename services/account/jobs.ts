@@ -8,7 +8,7 @@ import { type DeliveryOptions, deliverEvents } from "./deliver-events.ts";
 import type { AccountDatabase } from "./schema.ts";
 import { deliverTask, expireDeliveries, requestDelivery } from "./webhook-deliveries.ts";
 import type { EndpointKey } from "./webhook-endpoints.ts";
-import { listOverdue } from "./webhook-lanes.ts";
+import { listOverdue, listWaiting } from "./webhook-lanes.ts";
 
 // Nearly all of the time of a job is waiting for a receiver; endpoints that are slow must not keep others from theirs.
 const concurrency = 50;
@@ -27,8 +27,8 @@ export async function startJobs(
   const { db } = options;
   const stopping = new AbortController();
   const pool = openPool({ ...database, maxConnections });
-  // What a process that was killed has left is not left to wait for the sweep.
-  await requestOverdue(db, now(), 0);
+  // What a process that was killed has left does not wait for the sweep: looking at it tells when its claims run out.
+  for (const endpoint of await listWaiting(db)) await requestDelivery(db, endpoint);
   const runner = await run({
     pgPool: pool,
     concurrency,

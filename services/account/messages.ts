@@ -12,7 +12,7 @@ import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow }
 /** What the vault says of a credential that it has stored, for the account's row: the watch (health.ts) goes on from there. */
 export function credentialFacts(credential: Credential | undefined): CredentialFacts {
   return {
-    credentialGeneration: credential?.generation ?? null,
+    credentialGeneration: credential === undefined ? null : Number(credential.generation),
     expireTime: credential?.expireTime ?? null,
     lastRefreshTime: credential?.lastRefreshTime ?? null,
     nextRefreshTime: credential?.nextRefreshTime ?? null,

@@ -122,7 +122,7 @@ export interface AccountRow {
   updateTime: Date;
   revokeTime: Date | null;
   /** Of the credential that the times and the health are of; null until the vault has told of one. */
-  credentialGeneration: bigint | null;
+  credentialGeneration: number | null;
   expireTime: Date | null;
   lastRefreshTime: Date | null;
   nextRefreshTime: Date | null;

@@ -135,6 +135,11 @@ export async function nextDueTime(db: AccountDatabase, key: EndpointKey): Promis
   return row?.next ?? undefined;
 }
 
+/** Endpoints with lanes. */
+export async function listWaiting(db: AccountDatabase): Promise<readonly EndpointKey[]> {
+  return db.selectFrom("webhookLanes").select(["projectId", "environment", "endpointId"]).distinct().execute();
+}
+
 /** Endpoints with lanes that nobody is at although they have been due since a time. */
 export async function listOverdue(db: AccountDatabase, since: Date, now: Date): Promise<readonly EndpointKey[]> {
   const { rows } = await sql<EndpointKey>`

@@ -133,7 +133,7 @@ async function tell(report: Partial<CredentialReport> & { readonly accountId: st
   const place = from ?? (await readWatchPlace(db));
   const row = await db.selectFrom("accounts").selectAll().where("id", "=", report.accountId).executeTakeFirstOrThrow();
   const { projectId, expireTime, lastRefreshTime, nextRefreshTime, credentialGeneration } = row;
-  const usual = { state: "ACTIVE", reason: "", failures: 0, generation: credentialGeneration ?? 0n } as const;
+  const usual = { state: "ACTIVE", reason: "", failures: 0, generation: credentialGeneration ?? 0 } as const;
   const reports = [{ ...usual, projectId, expireTime, lastRefreshTime, nextRefreshTime, ...report }];
   const to = await readWatchPlace(db);
   const batch = { from: place, to, reports };
@@ -148,9 +148,9 @@ test("does not take over what is older than the present grant", async () => {
     .select("credentialGeneration")
     .where("id", "=", accountId)
     .executeTakeFirstOrThrow();
-  expect(credentialGeneration).toBe(2n);
+  expect(credentialGeneration).toBe(2);
   await until(
-    async () => (await tell({ accountId, state: "NEEDS_REAUTH", reason: "INVALID_GRANT", generation: 1n })) === "taken",
+    async () => (await tell({ accountId, state: "NEEDS_REAUTH", reason: "INVALID_GRANT", generation: 1 })) === "taken",
   );
   expect((await get(accountId))?.health).toBe(AccountHealth.HEALTHY);
   expect(await typesOf(accountId)).toEqual([]);

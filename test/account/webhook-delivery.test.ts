@@ -1,79 +1,17 @@
-// Events on their way to a receiver: signed, in order for each account, kept through failures and through processes that are
-// killed. The receiver is a true https server and verifies with the package that receivers use.
-import { setTimeout as sleep } from "node:timers/promises";
+// Events on their way to a receiver: signed, in order for each account, kept through failures. The receiver is a true https
+// server and verifies with the package that receivers use.
 import { Webhook } from "standardwebhooks";
-import { afterAll, beforeEach, expect, test } from "vitest";
-import { openEgress } from "#libs/egress.ts";
+import { expect, test } from "vitest";
 import { EventDeliveryState } from "#proto/deputy/account/v1/events.ts";
-import { type DeliveryOptions, deliverEvents, retryTime } from "../../services/account/deliver-events.ts";
-import { eventBodies } from "../../services/account/event-bodies.ts";
+import { deliverEvents, retryTime } from "../../services/account/deliver-events.ts";
 import { insertEvents, type NewEvent } from "../../services/account/events.ts";
-import { startJobs } from "../../services/account/jobs.ts";
-import { vaultSigner } from "../../services/account/signing-client.ts";
 import { expireDeliveries } from "../../services/account/webhook-deliveries.ts";
 import { findWebhook, keyOf } from "../../services/account/webhook-endpoints.ts";
-import { accountProcesses } from "../support/account-process.ts";
-import { type Posting, startWebhookReceiver } from "../support/webhook-receiver.ts";
-import { until } from "../vault/vault-fixture.ts";
-import { call, development, newConnectToken, newKeyAccount, newProject, startAccount } from "./harness.ts";
+import { call, development, newConnectToken, newKeyAccount, newProject } from "./harness.ts";
+import { accountOf, idOf, numberOf, webhookFixture } from "./webhook-fixture.ts";
 
-const receiver = await startWebhookReceiver();
-const account = await startAccount(undefined, [receiver.host]);
-const { api, operator, vault, db, clock, now, log } = account;
-const egress = openEgress({ exemptTargets: [receiver.host], extraCa: receiver.ca });
-const options: DeliveryOptions = {
-  db,
-  log,
-  sign: vaultSigner(db, account.vaultClient),
-  bodies: eventBodies(account.catalog),
-  outgoing: { egress, exemptTargets: [receiver.host] },
-};
-const access = { ...account.database.runtime, applicationName: "jobs-test", statementTimeoutMs: 10_000 };
-const ends: (() => Promise<unknown>)[] = [];
-afterAll(async () => {
-  for (const end of ends) await end();
-  await egress.close();
-  await receiver.stop();
-});
-beforeEach(() => {
-  receiver.answerWith(() => 200);
-  clock.aheadMs = 0;
-});
-
-let projects = 0;
-/** A project with a webhook at a path of its own. */
-async function newHook() {
-  const project = await newProject(account);
-  const path = `/hook-${++projects}`;
-  const { signingKey } = await api.setWebhook(
-    { environment: development, url: receiver.url(path) },
-    call(project.token),
-  );
-  const scope = { projectId: project.projectId, environment: development } as const;
-  const webhook = await findWebhook(db, scope);
-  if (webhook === undefined) throw new Error("no webhook");
-  const key = keyOf(webhook);
-  return {
-    ...project,
-    ...{ key, scope, signingKey, path },
-    postings: () => receiver.postings.filter((posting) => posting.path === path),
-    told: () => receiver.postings.filter((posting) => posting.path === path).map(numberOf),
-    /** Looks once, as the queue's job does. */
-    deliver: () => deliverEvents(options, key, now, new AbortController().signal),
-    make: (accountId: string, ...numbers: number[]) =>
-      db.transaction().execute((tx) => insertEvents(tx, new Date(now()), ...numbers.map((n) => made(accountId, n)))),
-    // By the operator: tokens end when the clock is put forward.
-    list: async () => (await operator.listEvents(scope, call())).events,
-  };
-  function made(accountId: string, n: number): NewEvent {
-    const whose = { projectId: project.projectId, environment: development as 1, externalUserId: "ann", accountId };
-    return { ...whose, type: "account.connected", data: { n, connectionId: `con_${accountId}` } };
-  }
-}
-
-const numberOf = ({ body }: Posting): number => JSON.parse(body).data.n;
-const accountOf = ({ body }: Posting): string => JSON.parse(body).data.account_id;
-const idOf = ({ headers }: Posting): string => headers["webhook-id"] ?? "";
+const { receiver, account, options, newHook } = await webhookFixture();
+const { api, operator, vault, db, clock, now } = account;
 
 test("posts what a receiver verifies, in the form of Standard Webhooks", async () => {
   const hook = await newHook();
@@ -244,7 +182,7 @@ test("sends no more than a probe to an endpoint that is down, and all of it when
   await hook.deliver();
   const delivered = (await hook.list()).filter(({ delivery }) => delivery?.state === EventDeliveryState.DELIVERED);
   expect(delivered).toHaveLength(41);
-});
+}, 90_000);
 
 test("does not take an endpoint for down because of one account", async () => {
   const hook = await newHook();
@@ -354,90 +292,3 @@ test("sends the outcome of a connection to the connect token's address, in the f
   expect(events[0]?.connectionDelivery?.state).toBe(EventDeliveryState.DELIVERED);
   expect(events[0]?.delivery?.state).toBe(EventDeliveryState.PENDING);
 });
-
-test("is called by the queue as soon as an event is there, and again when one has failed", async () => {
-  const hook = await newHook();
-  const jobs = await startJobs(options, access, now);
-  try {
-    let isDown = true;
-    receiver.answerWith(() => (isDown ? 500 : 200));
-    await hook.make("apn_1", 1);
-    await until(() => hook.told().length === 1);
-    isDown = false;
-    await until(() => hook.told().length === 2, 15_000);
-    await hook.make("apn_1", 2);
-    await until(() => hook.told().length === 3);
-    expect(hook.told()).toEqual([1, 1, 2]);
-  } finally {
-    await jobs.stop();
-  }
-}, 60_000);
-
-test("loses none and keeps each account's order while processes are killed at random", async () => {
-  const hooks = [await newHook(), await newHook()];
-  const accounts = 6;
-  const kills = 5;
-  const start = await accountProcesses({
-    database: account.database.runtime,
-    vaultAddress: vault.address,
-    allowed: [receiver.host],
-  });
-  // Slow now and then, and down now and then, so that processes die in the middle of all kinds of things.
-  const refused = new Set<string>();
-  receiver.answerWith(async (posting) => {
-    await sleep(Math.random() * 40);
-    if (Math.random() > 0.1 || refused.has(idOf(posting))) return 200;
-    refused.add(idOf(posting));
-    return 500;
-  });
-  let rounds = 0;
-  let making = true;
-  const makingEvents = (async () => {
-    while (making) {
-      for (const hook of hooks) {
-        await Promise.all(Array.from({ length: accounts }, (_, a) => hook.make(`apn_${a}`, rounds)));
-      }
-      rounds += 1;
-      await sleep(400);
-    }
-  })();
-  for (let killed = 0; killed < kills; killed++) {
-    const process = await start();
-    await sleep(200 + Math.random() * 900);
-    await process.kill();
-  }
-  making = false;
-  await makingEvents;
-  // Claims of the killed run out in half a minute.
-  const last = await start();
-  const expected = accounts * rounds;
-  await until(() => hooks.every((hook) => new Set(hook.postings().map(idOf)).size === expected), 90_000);
-  await until(async () => {
-    const left = await db
-      .selectFrom("webhookLanes")
-      .select("lane")
-      .where(
-        "endpointId",
-        "in",
-        hooks.map(({ key }) => key.endpointId),
-      )
-      .execute();
-    return left.length === 0;
-  }, 90_000);
-  await last.kill();
-  for (const hook of hooks) {
-    for (const posting of hook.postings()) new Webhook(hook.signingKey).verify(posting.body, posting.headers);
-    for (let a = 0; a < accounts; a++) {
-      // Each event's first arrival: repeats come after it, never before its turn.
-      const seen = [
-        ...new Set(
-          hook
-            .postings()
-            .filter((one) => accountOf(one) === `apn_${a}`)
-            .map(numberOf),
-        ),
-      ];
-      expect(seen).toEqual(Array.from({ length: rounds }, (_, n) => n));
-    }
-  }
-}, 240_000);
