@@ -12,6 +12,7 @@ import { promisify } from "node:util";
 
 /** A process that is ready. */
 export interface BenchProcess {
+  readonly pid: number;
   readonly port: number;
   readonly tlsPort: number;
   /** Sends it a message and gives its answer. */
@@ -29,7 +30,7 @@ const axiosVersion = "1.21.1";
 /** Starts a file of bench/ as a process. */
 export async function startBenchProcess(
   file: string,
-  role: "server" | "load",
+  role: "server" | "load" | "anywhere",
   parameters: readonly string[],
   logFile?: string,
   execArgv: readonly string[] = [],
@@ -38,7 +39,7 @@ export async function startBenchProcess(
     execArgv: [...execArgv],
     stdio: ["ignore", logFile === undefined ? "ignore" : openSync(logFile, "w"), "inherit", "ipc"],
   });
-  await pin(child, role);
+  if (role !== "anywhere") await pin(child, role);
   const { promise: ended, reject: end } = Promise.withResolvers<never>();
   child.once("exit", () => end(new Error(`${file} ${parameters[0] ?? ""} has ended`)));
   ended.catch(() => undefined);
@@ -54,6 +55,7 @@ export async function startBenchProcess(
     return answer;
   };
   return {
+    pid: child.pid ?? 0,
     port: ready.port,
     tlsPort: ready.tlsPort,
     ask,
@@ -101,6 +103,7 @@ http {
   if (child.exitCode !== null) return "nginx did not start";
   await pin(child, "server");
   return {
+    pid: child.pid ?? 0,
     port,
     tlsPort: 0,
     ask: () => Promise.reject(new Error("nginx is not asked")),

@@ -27,7 +27,7 @@ const segmentMs = isQuick ? 400 : 500;
 const sizes = isQuick ? [100] : [100, 10_240, 1_048_576];
 const inFlights = [1, 16, 64];
 // Before anything counts: compiled code, open connections, leases in hand.
-const warmUp = { inFlight: 64, maxRequests: 3_000, durationMs: isQuick ? 2_500 : 5_000 };
+const warmUp = { inFlight: 16, maxRequests: 30_000, durationMs: isQuick ? 4_000 : 20_000 };
 
 const directory = await mkdtemp(join(tmpdir(), "deputy-bench-"));
 const ends: (() => unknown)[] = [];

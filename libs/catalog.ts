@@ -122,7 +122,8 @@ const proxy = z.strictObject({
   echo_allowed: z.boolean().default(false),
 });
 
-const app = z
+/** One entry. Files of the catalog and definitions of projects are held to it alike. */
+export const entrySchema = z
   .strictObject({
     slug: name,
     name: z.string(),
@@ -146,7 +147,7 @@ const app = z
   );
 
 /** One app of the catalog. */
-export type CatalogApp = z.infer<typeof app>;
+export type CatalogApp = z.infer<typeof entrySchema>;
 
 /** What the answers of an app's token endpoint mean. */
 export type ErrorClasses = z.infer<typeof errorClasses>;
@@ -161,7 +162,7 @@ export type Catalog = ReadonlyMap<string, CatalogApp>;
 export function loadCatalog(directory: string, { production }: { production: boolean }): Catalog {
   const files = readdirSync(directory).filter((file) => file.endsWith(".yaml"));
   const apps = files.map((file) => {
-    const result = app.safeParse(parse(readFileSync(join(directory, file), "utf8")));
+    const result = entrySchema.safeParse(parse(readFileSync(join(directory, file), "utf8")));
     if (!result.success) throw new Error(`${join(directory, file)}: ${z.prettifyError(result.error)}`);
     if (`${result.data.slug}.yaml` !== file) throw new Error(`${join(directory, file)}: slug is ${result.data.slug}`);
     return result.data;

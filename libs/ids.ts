@@ -11,6 +11,7 @@ export type IdPrefix =
   | "exu"
   | "apn"
   | "oa"
+  | "aov"
   | "con"
   | "cct"
   | "rev"

@@ -20,6 +20,10 @@ import { decodeStatus, detailsTrailer } from "./status-details.ts";
 // grpc-js has no option for it. undici, which must still speak TLS 1.2 to the world, is told so where it dials.
 tls.DEFAULT_MIN_VERSION = "TLSv1.3";
 
+// What a sender may have on its way. With HTTP/2's 64 KiB a stream moves one such piece per round trip, and no more than that
+// while either side is busy otherwise.
+const windowBytes = 256 * 1024;
+
 // A hop gives its callee a little less time than it has, so that the inner failure is the one reported.
 const hopMs = 20;
 
@@ -67,6 +71,7 @@ export function createClient<D extends ServiceDefinition>(
     // Pings while calls are open: a peer that vanished without a word is given up after ten seconds.
     "grpc.keepalive_time_ms": 5000,
     "grpc.keepalive_timeout_ms": 5000,
+    "grpc-node.flow_control_window": windowBytes,
   });
   const methods = Object.entries(definition.methods).map(([key, method]) => [
     key,

@@ -39,6 +39,24 @@ export function expandBaseUrl(template: string, fields: Readonly<Record<string, 
   return { kind: "allow", text: text + template.slice(end), isTemplate: end > 0 };
 }
 
+const samples: Readonly<Record<Position, string>> = {
+  "base URL": "https://tenant.com",
+  host: "tenant.com",
+  "end of host": "tenant.com",
+  label: "tenant",
+  "path segment": "tenant",
+};
+
+/** For each placeholder a value that its position takes, so that an entry can be judged before there is an account. */
+export function sampleFields(template: string): Readonly<Record<string, string>> {
+  const entries = [...template.matchAll(placeholders)].map((match) => {
+    const after = template.slice(match.index + match[0].length);
+    const position = positionOf(template.slice(0, match.index), after);
+    return [match[1]?.replace(/^custom_fields\./, "") ?? "", position ? samples[position] : "tenant"] as const;
+  });
+  return Object.fromEntries(entries);
+}
+
 function positionOf(before: string, after: string): Position | undefined {
   const closesAuthority = after === "" || after.startsWith("/") || after.startsWith(":");
   if (before === "") {

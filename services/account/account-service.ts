@@ -4,10 +4,15 @@ import type { Handlers } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { accountHandlers } from "./account-handlers.ts";
 import { appHandlers } from "./app-handlers.ts";
+import { appOverrideHandlers } from "./app-override-handlers.ts";
 import { completeConnectionHandler } from "./complete-connection.ts";
 import { connectHandlers } from "./connect-handlers.ts";
 import { createAccountHandler } from "./create-account.ts";
+import { deleteOauthAppHandler } from "./delete-oauth-app.ts";
 import type { Vault } from "./handler-group.ts";
+import { oauthAppHandlers } from "./oauth-app-handlers.ts";
+import { ownAppHandlers } from "./own-app-handlers.ts";
+import { catalogsOver } from "./own-apps.ts";
 import { projectHandlers } from "./project-handlers.ts";
 import { revocationHandlers } from "./revoke-accounts.ts";
 import type { AccountDatabase } from "./schema.ts";
@@ -34,16 +39,22 @@ export function accountService(
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
+  const catalogOf = catalogsOver(db, catalog);
+  const revocations = revocationHandlers({ db, vault }, now);
   return {
     ...unbuiltHandlers,
     ...projectHandlers({ db, tokenKeys }, now),
-    ...appHandlers({ db, vault, catalog, redirectUri }, now),
-    ...connectHandlers({ db, catalog, gatewayUrl }, now),
-    ...startConnectionHandler({ db, vault, catalog, redirectUri }, now),
+    ...appHandlers({ catalog, catalogOf }),
+    ...ownAppHandlers({ db, vault, catalog, catalogOf, ...revocations }, now),
+    ...oauthAppHandlers({ db, vault, catalogOf, redirectUri }, now),
+    ...deleteOauthAppHandler({ db, vault, revokeAllAccounts: revocations.revokeAllAccounts }, now),
+    ...appOverrideHandlers({ db, catalogOf }, now),
+    ...connectHandlers({ db, catalogOf, gatewayUrl }, now),
+    ...startConnectionHandler({ db, vault, catalogOf, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
-    ...createAccountHandler({ db, vault, catalog }, now),
+    ...createAccountHandler({ db, vault, catalogOf }, now),
     ...accountHandlers({ db }),
-    ...revocationHandlers({ db, vault }, now),
+    ...revocations,
     ...webhookHandlers({ db, vault, exemptTargets }, now),
   };
 }

@@ -31,12 +31,21 @@ export function chooseApp(
   return app;
 }
 
-/** The id of the OAuth app asked for, else the connect token's; empty when neither names one. */
-export function chooseOauthAppId(asked: string, token: Pick<ConnectTokenRow, "oauthAppId"> | undefined): string {
-  const bound = token?.oauthAppId ?? "";
-  if (asked !== "" && bound !== "" && asked !== bound) {
-    throw invalidField("oauth_app_id", "is not the OAuth app that the connect token is for");
-  }
+/**
+ * The id of the OAuth app asked for, else the connect token's or the app override's; empty when none names one. Throws when two
+ * of them name different ones.
+ */
+export function chooseOauthAppId(
+  asked: string,
+  token: Pick<ConnectTokenRow, "oauthAppId"> | undefined,
+  override?: { readonly oauthAppId: string },
+): string {
+  const bound = chooseOne(asked, token?.oauthAppId, "is not the OAuth app that the connect token is for");
+  return chooseOne(bound, override?.oauthAppId, "is not the OAuth app that the app override chooses");
+}
+
+function chooseOne(asked: string, bound = "", conflict: string): string {
+  if (asked !== "" && bound !== "" && asked !== bound) throw invalidField("oauth_app_id", conflict);
   return asked || bound;
 }
 

@@ -1,66 +1,32 @@
-// Apps of the catalog, and the projects' own OAuth apps for them. Own apps of a project are not built: the catalog is all.
+// The apps that a caller may know of: those of the catalog, and the own ones of its project.
 import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField } from "#libs/errors.ts";
-import { newId } from "#libs/ids.ts";
+import type { Call } from "#libs/rpc.ts";
 import { type App, AppOrder, type ListAppsRequest } from "#proto/deputy/account/v1/apps.ts";
 import { getNamedApp } from "./app-choice.ts";
-import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { appMessage, oauthAppMessage } from "./messages.ts";
-import { getOauthApp, insertOauthApp, listOauthApps } from "./oauth-apps.ts";
-import { requestedPage } from "./pages.ts";
-import { getProject } from "./projects.ts";
-import type { AccountDatabase } from "./schema.ts";
+import type { HandlerGroup } from "./handler-group.ts";
+import { appMessage } from "./messages.ts";
+import type { CatalogOf } from "./own-apps.ts";
 
-type Methods = "getApp" | "listApps" | "createOauthApp" | "getOauthApp" | "listOauthApps";
+export function appHandlers({
+  catalog,
+  catalogOf,
+}: {
+  catalog: Catalog;
+  catalogOf: CatalogOf;
+}): HandlerGroup<"getApp" | "listApps"> {
+  /** A project's own apps are for those who hold a token of it, and for the operator. */
+  function catalogFor({ caller }: Call, projectId: string | undefined): Promise<Catalog> | Catalog {
+    const known = caller.token?.projectId ?? (caller.service === "operator" ? projectId : undefined);
+    return known === undefined ? catalog : catalogOf(known);
+  }
 
-export function appHandlers(
-  {
-    db,
-    vault,
-    catalog,
-    redirectUri,
-  }: { db: AccountDatabase; vault: Pick<Vault, "putOauthClient">; catalog: Catalog; redirectUri: string },
-  now: () => number,
-): HandlerGroup<Methods> {
   return {
-    async getApp({ appSlug }) {
-      return { app: appMessage(getNamedApp(catalog, appSlug)) };
+    async getApp({ projectId, appSlug }, call) {
+      return { app: appMessage(getNamedApp(await catalogFor(call, projectId), appSlug)) };
     },
-    async listApps(request) {
-      return pageOfApps(catalog, request);
-    },
-    async createOauthApp(request, call) {
-      const { projectId, clientId, clientSecret, name, description, scopes, additionalScopes } = request;
-      const app = getNamedApp(catalog, request.appSlug);
-      if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth");
-      await getProject(db, projectId);
-      const oauthAppId = newId("oa");
-      const clientSecrets = clientSecret === "" ? [] : [clientSecret];
-      await vault.putOauthClient({ projectId, oauthAppId, appSlug: app.slug, clientId, clientSecrets }, ownRight(call));
-      const time = new Date(now());
-      const row = await insertOauthApp(db, {
-        projectId,
-        id: oauthAppId,
-        appSlug: app.slug,
-        clientId,
-        name,
-        description,
-        scopes,
-        additionalScopes,
-        createTime: time,
-        updateTime: time,
-      });
-      return { oauthApp: oauthAppMessage(row, redirectUri) };
-    },
-    async getOauthApp({ projectId, oauthAppId }) {
-      return { oauthApp: oauthAppMessage(await getOauthApp(db, projectId, oauthAppId), redirectUri) };
-    },
-    async listOauthApps(request) {
-      const { projectId, query } = request;
-      const appSlug = request.appSlug === "" ? "" : getNamedApp(catalog, request.appSlug).slug;
-      const page = await listOauthApps(db, { projectId, appSlug, query }, requestedPage(request));
-      const { nextPageToken, totalSize } = page;
-      return { oauthApps: page.rows.map((row) => oauthAppMessage(row, redirectUri)), nextPageToken, totalSize };
+    async listApps(request, call) {
+      return pageOfApps(await catalogFor(call, request.projectId), request);
     },
   };
 }
@@ -78,7 +44,7 @@ const orders: Readonly<Record<AppOrder, Compare>> = {
   [AppOrder.FEATURED_WEIGHT]: byWeight,
 };
 
-/** The catalog is fixed while the process runs, so the slug of a page's last app says where the next one begins. */
+/** The slug of a page's last app says where the next one begins; when that app is gone, the list begins anew. */
 function pageOfApps(
   catalog: Catalog,
   { query, categories, order, descending, pageSize, pageToken }: ListAppsRequest,

@@ -47,7 +47,7 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   deleteApiClient: operator,
   issueAccessToken: [...anybody, { service: "proxy" }],
   getTokenKeys: [...anybody, { service: "proxy" }, { service: "vault" }],
-  // The catalog is public; own apps of projects, once built, are for callers with a token.
+  // The catalog is public; own apps of projects are for callers with a token.
   listApps: anybody,
   getApp: anybody,
   createApp: api("connect:projects:write"),

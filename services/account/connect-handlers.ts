@@ -1,6 +1,6 @@
 // Connect tokens, and connections as their starter sees them. How a connection starts and ends is in start-connection.ts
 // and complete-connection.ts.
-import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import type { CatalogApp } from "#libs/catalog.ts";
 import { invalidField, StatusError } from "#libs/errors.ts";
 import type { CreateConnectTokenRequest, ValidateConnectTokenRequest } from "#proto/deputy/account/v1/connect.ts";
 import { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
@@ -12,6 +12,8 @@ import { getConnection } from "./connections.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
+import { applyOverride, chooseOverride } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { requestedScopes } from "./scopes.ts";
@@ -20,20 +22,24 @@ import { refuseUnbuilt } from "./unbuilt.ts";
 const maxLifetimeSeconds = 14_400;
 
 export function connectHandlers(
-  { db, catalog, gatewayUrl }: { db: AccountDatabase; catalog: Catalog; gatewayUrl: string },
+  { db, catalogOf, gatewayUrl }: { db: AccountDatabase; catalogOf: CatalogOf; gatewayUrl: string },
   now: () => number,
 ): HandlerGroup<"createConnectToken" | "validateConnectToken" | "getConnection"> {
   /** The slug of the app that the token names, and a check that its OAuth app goes with it. */
   async function boundApp({ projectId, appSlug, oauthAppId }: CreateConnectTokenRequest): Promise<string> {
-    const app = appSlug === "" ? undefined : getNamedApp(catalog, appSlug);
+    const app = appSlug === "" ? undefined : getNamedApp(await catalogOf(projectId), appSlug);
     if (oauthAppId === "") return app?.slug ?? "";
     if (app !== undefined) await chooseOauthApp(db, projectId, app.slug, oauthAppId);
     return app?.slug ?? (await getOauthApp(db, projectId, oauthAppId)).appSlug;
   }
 
-  /** The app that a token is asked about: named, or known by the account to be reconnected. */
+  /** The app that a token is asked about: named, or known by the account to be reconnected or by the app override. */
   async function appInQuestion(request: ValidateConnectTokenRequest, token: ConnectTokenRow): Promise<CatalogApp> {
-    if (request.accountId === "") return chooseApp(catalog, request.appSlug, token);
+    const catalog = await catalogOf(token.projectId);
+    if (request.accountId === "") {
+      const override = await chooseOverride(db, token.projectId, request.appOverrideId);
+      return chooseApp(catalog, request.appSlug || override.appSlug, token);
+    }
     const { appSlug } = await getAccount(db, token, request.accountId);
     const app = chooseApp(catalog, appSlug, token);
     if (request.appSlug !== "" && getNamedApp(catalog, request.appSlug) !== app) {
@@ -45,10 +51,13 @@ export function connectHandlers(
   /** What can be connected with the token; a refusal is thrown. */
   async function judge(request: ValidateConnectTokenRequest, token: ConnectTokenRow) {
     const app = await appInQuestion(request, token);
-    if (app.auth !== "oauth2") return { app: appMessage(app), oauthAppId: "" };
-    const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
+    const { appOverrideId } = request;
+    const override = await applyOverride(db, token.projectId, app, appOverrideId, {});
+    const choice = { app: appMessage(app), appOverrideId, appOverrideFieldNames: Object.keys(override.fields) };
+    if (app.auth !== "oauth2") return { ...choice, oauthAppId: "" };
+    const oauthAppId = chooseOauthAppId(request.oauthAppId, token, override);
     const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
-    return { app: appMessage(app), oauthAppId: oauthApp.id };
+    return { ...choice, oauthAppId: oauthApp.id };
   }
 
   return {
@@ -88,7 +97,6 @@ export function connectHandlers(
     },
 
     async validateConnectToken(request) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findConnectToken(db, request.connectToken, new Date(now()));
       if (token === undefined || token.claimedBy !== null) {
         return ValidateConnectTokenResponse.fromPartial({ error: invalidConnectToken().message });

@@ -1,7 +1,7 @@
 // CreateAccount: an account without a browser, made of keys or of a grant obtained elsewhere, or a new credential for one
 // that exists. The vault seals first and the row is written second, so that an account never waits for its credential; what
 // the vault was given for an account that then could not be made is destroyed again.
-import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import type { CatalogApp } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -17,9 +17,10 @@ import {
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { accountMessage, credentialFacts } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
+import { applyOverride } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import { ensureUser, getProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 
 type Material = NonNullable<CreateAccountRequest["credential"]>;
 type Plan = Omit<NewAccount, "authorizedScopes"> & { readonly material: Material };
@@ -27,11 +28,11 @@ type Plan = Omit<NewAccount, "authorizedScopes"> & { readonly material: Material
 interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "storeCredential" | "destroyCredentials">;
-  readonly catalog: Catalog;
+  readonly catalogOf: CatalogOf;
 }
 
 export function createAccountHandler(
-  { db, vault, catalog }: Collaborators,
+  { db, vault, catalogOf }: Collaborators,
   now: () => number,
 ): HandlerGroup<"createAccount"> {
   /** The row to be written, and the vault's request: nothing is written or sent before all of it has been judged. */
@@ -39,8 +40,8 @@ export function createAccountHandler(
     const { projectId, externalUserId, accountId } = request;
     if (externalUserId === "") throw invalidField("external_user_id", "is required");
     await getProject(db, projectId);
-    const app = chooseApp(catalog, request.appSlug, token);
-    const material = judgeMaterial(app, request.credential);
+    const app = chooseApp(await catalogOf(projectId), request.appSlug, token);
+    const material = judgeMaterial(app, await overridden(app, request));
     const oauthAppId =
       app.auth === "oauth2"
         ? (await chooseOauthApp(db, projectId, app.slug, chooseOauthAppId(request.oauthAppId, token))).id
@@ -59,6 +60,14 @@ export function createAccountHandler(
       name: request.name,
       material,
     };
+  }
+
+  /** The credential with the override's values over its own. */
+  async function overridden(app: CatalogApp, { projectId, appOverrideId, credential }: CreateAccountRequest) {
+    if (appOverrideId === "") return credential;
+    if (credential?.$case !== "fields") throw invalidField("app_override_id", "is for an account made of fields");
+    const { fields } = await applyOverride(db, projectId, app, appOverrideId, credential.value.values);
+    return { $case: "fields", value: { values: { ...fields } } } as const;
   }
 
   async function create({ material, ...account }: Plan, isNew: boolean, call: Call) {
@@ -82,7 +91,6 @@ export function createAccountHandler(
 
   return {
     async createAccount(request, call) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       const planned = await plan(request, token);
       // Not by the account's id: two calls that reconnect the same account are two attempts.

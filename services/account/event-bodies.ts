@@ -1,8 +1,9 @@
 // What is posted of an event: to a project's webhook as Standard Webhooks has it, and to a connect token's address in the form
 // that receivers of connection webhooks know. Neither holds a secret.
-import type { Catalog, CatalogApp } from "#libs/catalog.ts";
+import type { CatalogApp } from "#libs/catalog.ts";
 import { digest } from "#libs/ids.ts";
 import { appId } from "./app-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import type { AccountDatabase, AccountRow, EventRow } from "./schema.ts";
 import type { WebhookEndpoint } from "./webhook-endpoints.ts";
 
@@ -14,7 +15,7 @@ export type EventBodies = (
 ) => Promise<Buffer | undefined>;
 
 /** Makes them with what the catalog says of apps. */
-export function eventBodies(catalog: Catalog): EventBodies {
+export function eventBodies(catalogOf: CatalogOf): EventBodies {
   return async (db, { kind }, { projectId, eventId }) => {
     const event = await db
       .selectFrom("events")
@@ -23,7 +24,7 @@ export function eventBodies(catalog: Catalog): EventBodies {
       .where("id", "=", eventId)
       .executeTakeFirst();
     if (event === undefined) return undefined;
-    const body = kind === "WEBHOOK" ? webhookBody(event) : await connectionBody(db, catalog, event);
+    const body = kind === "WEBHOOK" ? webhookBody(event) : await connectionBody(db, catalogOf, event);
     return Buffer.from(JSON.stringify(body));
   };
 }
@@ -49,7 +50,7 @@ function webhookBody(event: Event) {
 
 const environmentNames = { 1: "development", 2: "production" } as const;
 
-async function connectionBody(db: AccountDatabase, catalog: Catalog, event: Event) {
+async function connectionBody(db: AccountDatabase, catalogOf: CatalogOf, event: Event) {
   const { projectId, environment, accountId, type } = event;
   const { connectionId = "", error = "" } = event.data as Readonly<Record<string, string | undefined>>;
   const connection = await db
@@ -71,7 +72,7 @@ async function connectionBody(db: AccountDatabase, catalog: Catalog, event: Even
     .where("projectId", "=", projectId)
     .where("id", "=", accountId)
     .executeTakeFirst();
-  const told = account ? accountJson(account, catalog.get(account.appSlug)) : { id: accountId };
+  const told = account ? accountJson(account, (await catalogOf(projectId)).get(account.appSlug)) : { id: accountId };
   return { event: "CONNECTION_SUCCESS", ...session, account: told };
 }
 

@@ -19,6 +19,9 @@ export type Vault = Pick<
   | "putOauthClient"
   | "createWebhookKey"
   | "destroyWebhookKey"
+  | "destroyOauthClient"
+  | "putApp"
+  | "destroyApp"
 >;
 
 /** How to call the vault: by this service's own right, so the caller's token stays here. */

@@ -24,6 +24,7 @@ import { callers } from "./callers.ts";
 import { eventBodies } from "./event-bodies.ts";
 import { startHealthWatch } from "./health-client.ts";
 import { startJobs } from "./jobs.ts";
+import { catalogsOver } from "./own-apps.ts";
 import type { Tables } from "./schema.ts";
 import { vaultSigner } from "./signing-client.ts";
 import { loadTokenKeys } from "./token-keys.ts";
@@ -81,7 +82,13 @@ const server = await startServer({
 });
 const { exemptTargets } = outgoing;
 const jobs = await startJobs(
-  { db, sign: vaultSigner(db, vault), bodies: eventBodies(catalog), outgoing: { egress, exemptTargets }, log },
+  {
+    db,
+    sign: vaultSigner(db, vault),
+    bodies: eventBodies(catalogsOver(db, catalog)),
+    outgoing: { egress, exemptTargets },
+    log,
+  },
   database,
   Date.now,
 );

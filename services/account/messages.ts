@@ -1,12 +1,13 @@
 // Rows and catalog entries as the contract's messages.
-import type { CatalogApp } from "#libs/catalog.ts";
 import { Account, AccountHealth, AccountState } from "#proto/deputy/account/v1/accounts.ts";
-import { type App, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
+import { type App, type AppOverride, AuthType, type OauthApp } from "#proto/deputy/account/v1/apps.ts";
 import { type Connection, ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { ApiClient, Project } from "#proto/deputy/account/v1/projects.ts";
 import type { Credential } from "#proto/deputy/vault/v1/credentials.ts";
 import type { CredentialFacts } from "./accounts.ts";
 import { appId } from "./app-choice.ts";
+import type { AppOverride as OverrideRow } from "./app-overrides.ts";
+import type { KnownApp } from "./own-apps.ts";
 import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow } from "./schema.ts";
 
 /** What the vault says of a credential that it has stored, for the account's row: the watch (health.ts) goes on from there. */
@@ -91,9 +92,22 @@ export function oauthAppMessage(row: OauthAppRow, redirectUri: string): OauthApp
   };
 }
 
+export function appOverrideMessage(row: OverrideRow): AppOverride {
+  return {
+    id: row.id,
+    projectId: row.projectId,
+    appSlug: row.appSlug,
+    name: row.name,
+    oauthAppId: row.oauthAppId ?? "",
+    fields: { ...row.fields },
+    createTime: row.createTime,
+    updateTime: row.updateTime,
+  };
+}
+
 const authTypes = { oauth2: AuthType.OAUTH, keys: AuthType.KEYS, none: AuthType.NONE } as const;
 
-export function appMessage(app: CatalogApp): App {
+export function appMessage(app: KnownApp): App {
   return {
     id: appId(app),
     slug: app.slug,
@@ -113,6 +127,6 @@ export function appMessage(app: CatalogApp): App {
     })),
     scopeProfiles: app.oauth2?.scope_profiles ?? [],
     proxy: { enabled: app.proxy.enabled, allowedDomains: app.proxy.allowed_domains, baseUrl: app.proxy.base_url },
-    projectOwned: false,
+    projectOwned: app.projectOwned ?? false,
   };
 }

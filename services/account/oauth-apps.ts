@@ -18,6 +18,67 @@ export async function getOauthApp(db: AccountDatabase, projectId: string, id: st
   return row;
 }
 
+/** The ids of all OAuth apps for one app. */
+export async function listOauthAppIds(
+  db: AccountDatabase,
+  projectId: string,
+  appSlug: string,
+): Promise<readonly string[]> {
+  const rows = await db
+    .selectFrom("oauthApps")
+    .select("id")
+    .where("projectId", "=", projectId)
+    .where("appSlug", "=", appSlug)
+    .execute();
+  return rows.map(({ id }) => id);
+}
+
+/** Deletes all OAuth apps for one app. */
+export async function deleteOauthAppsOf(db: AccountDatabase, projectId: string, appSlug: string): Promise<void> {
+  await db.deleteFrom("oauthApps").where("projectId", "=", projectId).where("appSlug", "=", appSlug).execute();
+}
+
+/** Keeps others from changing, choosing or deleting it until the transaction ends; undefined when it is gone. */
+export async function lockOauthApp(
+  tx: AccountDatabase,
+  { projectId, id }: Pick<OauthAppRow, "projectId" | "id">,
+): Promise<OauthAppRow | undefined> {
+  return tx
+    .selectFrom("oauthApps")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .where("id", "=", id)
+    .forUpdate()
+    .executeTakeFirst();
+}
+
+/** What of an OAuth app can change. */
+export type OauthAppChange = Partial<
+  Pick<OauthAppRow, "clientId" | "name" | "description" | "scopes" | "additionalScopes">
+>;
+
+export async function updateOauthApp(
+  db: AccountDatabase,
+  { projectId, id }: Pick<OauthAppRow, "projectId" | "id">,
+  change: OauthAppChange,
+  time: Date,
+): Promise<OauthAppRow> {
+  return db
+    .updateTable("oauthApps")
+    .set({ ...change, updateTime: time })
+    .where("projectId", "=", projectId)
+    .where("id", "=", id)
+    .returningAll()
+    .executeTakeFirstOrThrow();
+}
+
+export async function deleteOauthApp(
+  db: AccountDatabase,
+  { projectId, id }: Pick<OauthAppRow, "projectId" | "id">,
+): Promise<void> {
+  await db.deleteFrom("oauthApps").where("projectId", "=", projectId).where("id", "=", id).execute();
+}
+
 /** The OAuth app to connect an app with: the one named, which must be of this app, else the project's newest. */
 export async function chooseOauthApp(
   db: AccountDatabase,

@@ -11,6 +11,8 @@ export interface Tables {
   apiClients: ApiClientRow;
   externalUsers: ExternalUserRow;
   oauthApps: OauthAppRow;
+  ownApps: OwnAppRow;
+  appOverrides: AppOverrideRow;
   connectTokens: ConnectTokenRow;
   connections: ConnectionRow;
   accounts: AccountRow;
@@ -62,6 +64,28 @@ export interface OauthAppRow {
   description: string;
   scopes: readonly string[];
   additionalScopes: readonly string[];
+  createTime: Date;
+  updateTime: Date;
+}
+
+export interface OwnAppRow {
+  projectId: string;
+  slug: string;
+  /** As the project wrote it, YAML or JSON. */
+  definition: string;
+  createTime: Date;
+  updateTime: Date;
+}
+
+export interface AppOverrideRow {
+  projectId: string;
+  id: string;
+  appSlug: string;
+  name: string;
+  /** Null: it chooses none. */
+  oauthAppId: string | null;
+  /** Values by name, none of a secret field. */
+  fields: JSONColumnType<Readonly<Record<string, string>>>;
   createTime: Date;
   updateTime: Date;
 }

@@ -1,6 +1,5 @@
 // StartConnection: everything that can be refused is refused before the vault is asked, so that a user who reaches the
 // provider's page can also come back. The account's id is reserved here and the account made at the end.
-import type { Catalog } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { digest, newId } from "#libs/ids.ts";
 import type { StartConnectionRequest } from "#proto/deputy/account/v1/connect.ts";
@@ -10,30 +9,32 @@ import { findUsableConnectToken } from "./connect-tokens.ts";
 import { insertConnection } from "./connections.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
+import { applyOverride } from "./override-choice.ts";
+import type { CatalogOf } from "./own-apps.ts";
 import type { AccountDatabase, ConnectTokenRow } from "./schema.ts";
-import { refuseUnbuilt } from "./unbuilt.ts";
 
 interface Collaborators {
   readonly db: AccountDatabase;
   readonly vault: Pick<Vault, "startAuthorization">;
-  readonly catalog: Catalog;
+  readonly catalogOf: CatalogOf;
   readonly redirectUri: string;
 }
 
 export function startConnectionHandler(
-  { db, vault, catalog, redirectUri }: Collaborators,
+  { db, vault, catalogOf, redirectUri }: Collaborators,
   now: () => number,
 ): HandlerGroup<"startConnection"> {
   /** The vault's request for an authorization. */
   async function plan(request: StartConnectionRequest, token: ConnectTokenRow) {
-    const app = chooseApp(catalog, request.appSlug, token);
+    const app = chooseApp(await catalogOf(token.projectId), request.appSlug, token);
     if (app.auth !== "oauth2") throw invalidField("app_slug", "is an app without OAuth: use CreateAccount");
-    const oauthAppId = chooseOauthAppId(request.oauthAppId, token);
+    const override = await applyOverride(db, token.projectId, app, request.appOverrideId, request.fields);
+    const oauthAppId = chooseOauthAppId(request.oauthAppId, token, override);
     const oauthApp = await chooseOauthApp(db, token.projectId, app.slug, oauthAppId);
     const scopes = [...chooseScopes(app, oauthApp, request.scopeProfile)];
     // Values travel in the clear until they are sealed, so secret ones have no place here.
     const openFields = app.custom_fields.filter(({ secret }) => !secret);
-    const fields = completeFields(openFields, request.fields);
+    const fields = completeFields(openFields, override.fields);
     checkBaseUrl(app, fields);
     if (request.accountId !== "") {
       const account = await getAccount(db, token, request.accountId);
@@ -56,7 +57,6 @@ export function startConnectionHandler(
 
   return {
     async startConnection(request, call) {
-      refuseUnbuilt("app_override_id", request.appOverrideId);
       const token = await findUsableConnectToken(db, call.caller.token, new Date(now()));
       if (token === undefined) throw connectTokenRequired();
       const authorization = await plan(request, token);

@@ -6,8 +6,19 @@ import type { CallOptions, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import type { Account } from "#proto/deputy/account/v1/accounts.ts";
 import { type AppClient, appSlugOf, appsOf } from "./apps.ts";
+import { fieldValues } from "./field-values.ts";
 import { accountJson, pageJson } from "./json-shapes.ts";
-import { bearerOf, bodyOf, callerCall, pageOf, pathParameter, queryOf, scopeOf, single } from "./requests.ts";
+import {
+  bearerOf,
+  bodyOf,
+  callerCall,
+  pageOf,
+  pathParameter,
+  queryOf,
+  revokeTimeoutMs,
+  scopeOf,
+  single,
+} from "./requests.ts";
 
 type Methods = "createAccount" | "getAccount" | "listAccounts" | "deleteAccount" | "revokeAllAccounts";
 
@@ -15,8 +26,6 @@ type Methods = "createAccount" | "getAccount" | "listAccounts" | "deleteAccount"
 export type AccountClient = AppClient & Pick<Client<typeof AccountServiceDefinition>, Methods>;
 
 const pageSize = 1000;
-// Destroying credentials waits for every proxy that may hold a lease.
-const revokeTimeoutMs = 30_000;
 
 const createBody = z.object({
   app_slug: z.string().min(1),
@@ -130,10 +139,9 @@ export function addAccountRoutes(app: FastifyInstance, account: AccountClient): 
 
 /** The values of an app's custom fields, which travel as a JSON text inside the JSON body. */
 function customFieldValues(json: string): Record<string, string> {
-  const parsed = z.record(z.string(), z.union([z.string(), z.number(), z.boolean(), z.null()])).safeParse(parse(json));
+  const parsed = fieldValues.safeParse(parse(json));
   if (!parsed.success) throw invalidField("cfmap_json", "must be the JSON text of an object of texts");
-  const given = Object.entries(parsed.data).filter(([, value]) => value !== null);
-  return Object.fromEntries(given.map(([name, value]) => [name, String(value)]));
+  return parsed.data;
 }
 
 // What the parser says of faulty JSON quotes it, and it holds secrets.

@@ -4,6 +4,7 @@ import { invalidField, StatusError } from "#libs/errors.ts";
 import type { CallOptions, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { type App, AppOrder } from "#proto/deputy/account/v1/apps.ts";
+import { categoryNamesOf } from "./app-categories.ts";
 import { appJson, pageJson } from "./json-shapes.ts";
 import { callerCall, pageOf, pathParameter, queryOf, single } from "./requests.ts";
 
@@ -28,7 +29,7 @@ export function addAppRoutes(app: FastifyInstance, account: AppClient): void {
         query: single(query, "q"),
         order,
         descending: single(query, "sort_direction") === "desc",
-        categories: query.getAll("category_ids"),
+        categories: [...(await categoryNamesOf(account, query.getAll("category_ids"), callerCall(request)))],
         ...pageOf(query),
       };
       const page = await account.listApps(list, callerCall(request));

@@ -6,10 +6,13 @@ import { invalidField, StatusError } from "#libs/errors.ts";
 import { soundRequestId } from "#libs/ids.ts";
 import type { Logger } from "#libs/log.ts";
 import { type AccountClient, addAccountRoutes } from "./accounts.ts";
+import { addAppCategoryRoutes } from "./app-categories.ts";
+import { type AppOverrideClient, addAppOverrideRoutes } from "./app-overrides.ts";
 import { addAppRoutes } from "./apps.ts";
 import { addConnectPage, type ConnectClient } from "./connect-page.ts";
 import { addHealthRoute, type HealthClient } from "./health.ts";
 import { httpError } from "./http-errors.ts";
+import { addOauthAppRoutes, type OauthAppClient } from "./oauth-apps.ts";
 import { addOauthCallback, type CallbackClient } from "./oauth-callback.ts";
 import { addProxyRoutes, type ProxyClient } from "./proxy.ts";
 import { hostHeaderFault } from "./requests.ts";
@@ -18,7 +21,13 @@ import { addWebhookRoutes, type WebhookClient } from "./webhooks.ts";
 
 /** What the gateway works with. */
 export interface GatewayCollaborators {
-  readonly account: AccountClient & TokenClient & ConnectClient & CallbackClient & WebhookClient;
+  readonly account: AccountClient &
+    TokenClient &
+    ConnectClient &
+    CallbackClient &
+    OauthAppClient &
+    AppOverrideClient &
+    WebhookClient;
   readonly proxy: ProxyClient;
   readonly health: Readonly<Record<string, HealthClient>>;
   /** Where browsers reach this gateway. */
@@ -95,6 +104,9 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
   addAccountRoutes(app, account);
   addAppRoutes(app, account);
   addWebhookRoutes(app, account);
+  addAppCategoryRoutes(app, account);
+  addOauthAppRoutes(app, account);
+  addAppOverrideRoutes(app, account);
   addProxyRoutes(app, proxy);
   addConnectPage(app, account, gatewayUrl);
   addOauthCallback(app, account, gatewayUrl);

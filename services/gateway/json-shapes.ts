@@ -1,6 +1,12 @@
 // The JSON that existing clients expect, made from the services' messages: snake_case, ISO dates, null for what is absent.
 import { type Account, AccountHealth } from "#proto/deputy/account/v1/accounts.ts";
-import { type App, AuthType, type CustomField } from "#proto/deputy/account/v1/apps.ts";
+import {
+  type App,
+  type AppOverride,
+  AuthType,
+  type CustomField,
+  type OauthApp,
+} from "#proto/deputy/account/v1/apps.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 
 const authTypes: Readonly<Record<AuthType, string | null>> = {
@@ -47,6 +53,38 @@ function customFieldJson({ name, label, description, defaultValue, optional, sec
     default: defaultValue || null,
     optional,
     type: secret ? "password" : "string",
+  };
+}
+
+/** An OAuth app: its app, with what the project says of it in place of what the catalog says. */
+export function oauthAppJson(oauthApp: OauthApp, app: App) {
+  const json = appJson(app);
+  return {
+    ...json,
+    id: oauthApp.id,
+    name: oauthApp.name || json.name,
+    description: oauthApp.description || json.description,
+    client_id: oauthApp.clientId,
+    scopes: oauthApp.scopes,
+    additional_scopes: oauthApp.additionalScopes,
+    redirect_uri: oauthApp.redirectUri,
+    owner_id: oauthApp.projectId,
+    created_at: isoOrNull(oauthApp.createTime),
+    updated_at: isoOrNull(oauthApp.updateTime),
+  };
+}
+
+/** An app override with its app. */
+export function appOverrideJson(override: AppOverride, app: App) {
+  return {
+    id: override.id,
+    name: override.name,
+    app: appJson(app),
+    oauth_app_id: override.oauthAppId || null,
+    cfmap: override.fields,
+    owner_id: override.projectId,
+    created_at: isoOrNull(override.createTime),
+    updated_at: isoOrNull(override.updateTime),
   };
 }
 

@@ -8,6 +8,9 @@ import { Environment } from "#proto/deputy/account/v1/environment.ts";
 
 const callTimeoutMs = 10_000;
 
+/** For calls that destroy credentials: they wait for every proxy that may hold a lease. */
+export const revokeTimeoutMs = 30_000;
+
 /** What is wrong with whom a request is for: two servers in a row must not each see another host in it (RFC 9112, 3.2). */
 export function hostHeaderFault({ raw }: FastifyRequest): string | undefined {
   const { url = "", headers, rawHeaders } = raw;

@@ -1,6 +1,6 @@
 // A credential that the caller holds and sends along: used for this one request by the app's own rules, kept nowhere.
-import { type Catalog, fieldFaults, getApp } from "#libs/catalog.ts";
-import { invalidFields } from "#libs/errors.ts";
+import { type Catalog, fieldFaults } from "#libs/catalog.ts";
+import { invalidFields, StatusError } from "#libs/errors.ts";
 import { fillInjection } from "#libs/injection-templates.ts";
 import type { AllowedUse } from "./outgoing-request.ts";
 
@@ -16,7 +16,8 @@ export function inlineUse(
   catalog: Catalog,
   { appSlug, fields }: InlineCredential,
 ): AllowedUse & { readonly echoAllowed: boolean } {
-  const app = getApp(catalog, appSlug);
+  const app = catalog.get(appSlug);
+  if (app === undefined) throw notInCatalog();
   const isOauth = app.auth === "oauth2";
   const { access_token: accessToken = "", ...others } = fields;
   const custom = isOauth ? others : fields;
@@ -29,4 +30,10 @@ export function inlineUse(
   const values = { fields: { ...defaults, ...custom }, ...(isOauth && { accessToken }) };
   const { enabled, echo_allowed: echoAllowed } = app.proxy;
   return { ...fillInjection(app, values), proxyEnabled: enabled, echoAllowed };
+}
+
+/** A project's own apps are not known here: whether one exists is not told either. */
+function notInCatalog(): StatusError {
+  const message = "No such app in the catalog; inline credentials are for its apps, not for a project's own.";
+  return new StatusError("NOT_FOUND", "APP_NOT_FOUND", message);
 }

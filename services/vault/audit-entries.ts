@@ -28,6 +28,8 @@ export type AuditAction =
   | "oauth_client.destroyed"
   | "webhook_key.created"
   | "webhook_key.destroyed"
+  | "app.put"
+  | "app.destroyed"
   | "keys.rotated"
   // Something that is sealed does not open, by the purpose of its envelope.
   | `${Purpose}.damaged`;

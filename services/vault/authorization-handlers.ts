@@ -7,6 +7,7 @@ import { actorOf } from "./audit-entries.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialMessage, environmentName } from "./credential-messages.ts";
 import { destroyOauthClient, putOauthClient } from "./oauth-clients.ts";
+import { findApp } from "./own-apps.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 
@@ -35,9 +36,9 @@ export function authorizationHandlers(options: AuthorizationHandlerOptions): Aut
       return { credential: credentialMessage(row), identityName };
     },
 
-    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets }, call) {
-      if (!options.catalog.has(appSlug)) throw notFound("app");
-      const client = { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets };
+    async putOauthClient({ projectId, oauthAppId, appSlug, clientId, clientSecrets, keepSecrets }, call) {
+      if ((await findApp(options, { projectId, appSlug })) === undefined) throw notFound("app");
+      const client = { projectId, oauthAppId, appSlug, clientId, secrets: clientSecrets, keepSecrets };
       await putOauthClient(options, client, actorOf(call));
       return {};
     },

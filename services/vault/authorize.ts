@@ -25,6 +25,7 @@ import { type CredentialRow, credentialOwner, getCredential } from "./credential
 import { factsOf, materialOf } from "./grants.ts";
 import { fetchIdentityName } from "./identity.ts";
 import { findOauthClientState, noteSecretTaken, type OauthClientState } from "./oauth-clients.ts";
+import { findApp } from "./own-apps.ts";
 import { persist } from "./persist.ts";
 import {
   authorizationUrl,
@@ -213,7 +214,7 @@ async function keepGrant(options: AuthorizerOptions, row: AuthorizationRow, gran
 }
 
 async function storeGrant(
-  { db, secrets }: AuthorizerOptions,
+  { db, secrets, catalog }: AuthorizerOptions,
   row: AuthorizationRow,
   { context, key, grant, actor, identityName }: Granted & { readonly identityName: string },
 ): Promise<void> {
@@ -226,7 +227,8 @@ async function storeGrant(
     if (state !== "EXCHANGING") return false;
     const facts = { ...factsOf(context.app, grant, row.scopes), identityDigest: digestOfIdentity };
     const action = "credential.connected";
-    const isStored = await storeCredential(transaction, row, { key, material, facts, actor, action });
+    const ownApp = !catalog.has(row.appSlug);
+    const isStored = await storeCredential(transaction, row, { key, material, facts, actor, action, ownApp });
     if (isStored) await succeedAuthorization(transaction, row, identityName);
     else await failAuthorization(transaction, row, "ACCOUNT_REVOKED");
     return isStored;
@@ -246,7 +248,7 @@ async function contextOf(
   subject: Pick<CredentialSubject, "projectId" | "oauthAppId" | "appSlug">,
   fields: Readonly<Record<string, string>>,
 ): Promise<ProviderContext & { readonly found: OauthClientState }> {
-  const app = options.catalog.get(subject.appSlug);
+  const app = await findApp(options, subject);
   if (app === undefined) throw notFound("app");
   if (!isOauthApp(app)) throw new StatusError("FAILED_PRECONDITION", "APP_HAS_NO_OAUTH", "The app connects by keys.");
   const found = await findOauthClientState(options, subject);

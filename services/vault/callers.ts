@@ -32,6 +32,8 @@ export const vaultCallers: CallersTable<MethodName<typeof CredentialVaultDefinit
   createWebhookKey: account,
   signWebhook: account,
   destroyWebhookKey: account,
+  putApp: account,
+  destroyApp: account,
   exportCredentials: operator,
   importCredentials: operator,
   rotateKeys: operator,

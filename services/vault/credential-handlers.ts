@@ -1,5 +1,5 @@
 // The handlers of stored credentials: store, look, refresh, reveal, destroy.
-import { type Catalog, fieldFaults } from "#libs/catalog.ts";
+import { type Catalog, type CatalogApp, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, notFound, StatusError } from "#libs/errors.ts";
 import { within } from "#libs/patience.ts";
 import type { Handlers } from "#libs/rpc.ts";
@@ -14,6 +14,7 @@ import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { requireUsable, shadowed } from "./lease.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
+import { findApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
 import { signReceipt } from "./receipts.ts";
 import type { Refresher } from "./refresh.ts";
@@ -53,9 +54,12 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
       const environment = environmentName(request.environment);
       const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
-      const { material, facts } = materialOfRequest(catalog, request, await readClock(db));
+      const app = await findApp(options, subject);
+      if (app === undefined) throw notFound("app");
+      const { material, facts } = materialOfRequest(app, request, await readClock(db));
       const key = await secrets.prepare(credentialOwner(subject));
-      const by = { action: "credential.stored", actor: actorOf(call) } as const;
+      const ownApp = !catalog.has(appSlug);
+      const by = { action: "credential.stored", actor: actorOf(call), ownApp } as const;
       const isStored = await db
         .transaction()
         .execute((transaction) => storeCredential(transaction, subject, { key, material, facts, ...by }));
@@ -107,12 +111,10 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
 }
 
 function materialOfRequest(
-  catalog: Catalog,
-  { appSlug, oauthAppId, material }: StoreCredentialRequest,
+  app: CatalogApp,
+  { oauthAppId, material }: StoreCredentialRequest,
   now: Date,
 ): { material: CredentialMaterial; facts: GrantFacts } {
-  const app = catalog.get(appSlug);
-  if (app === undefined) throw notFound("app");
   if (material === undefined) throw invalidField("material", "is required");
   if (material.$case === "fields") {
     if (isOauthApp(app)) throw invalidField("fields", "this app connects by OAuth: give a grant");

@@ -190,12 +190,18 @@ export async function putCredential(
     CredentialsTable,
     "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug" | "oauthAppId"
   >,
-  { sealed, facts, existing }: { sealed: SealedColumns; facts: GrantFacts; existing: CredentialRow | undefined },
+  {
+    sealed,
+    facts,
+    existing,
+    ownApp,
+  }: { sealed: SealedColumns; facts: GrantFacts; existing: CredentialRow | undefined; ownApp: boolean },
 ): Promise<void> {
   const columns = {
     ...sealed,
     ...grantColumns(facts),
     oauthAppId: owner.oauthAppId,
+    ownApp,
     shadow: facts.shadow ?? false,
     identityDigest: facts.identityDigest ?? null,
     state: "ACTIVE" as const,

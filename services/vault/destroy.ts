@@ -19,6 +19,7 @@ import {
 import { insertInvalidations, untilLeasesEnd } from "./lease-invalidations.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { findOauthClient, type OauthClient } from "./oauth-clients.ts";
+import { findAnyApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
 import { insertRevocations, listRevocationStates, type PreparedRevocation, prepareRevocation } from "./revocations.ts";
 import type { RevocationsTable, VaultDatabase } from "./schema.ts";
@@ -151,12 +152,12 @@ async function prepareAll(
 }
 
 async function prepare(
-  { catalog, secrets }: DestroyOptions,
+  { db, catalog, secrets }: DestroyOptions,
   { revokeSharedGrant }: DestroyRequest,
   row: CredentialRow,
   findClient: (row: CredentialRow) => Promise<OauthClient | undefined>,
 ): Promise<PreparedDestruction> {
-  const app = catalog.get(row.appSlug);
+  const app = await findAnyApp({ db, catalog }, row);
   if (app !== undefined && !isOauthApp(app)) return { row, destroyedKinds: ["fields"] };
   const material = await readable(secrets.open<CredentialMaterial>(credentialOwner(row), row));
   const destroyedKinds = kindsOf(material);

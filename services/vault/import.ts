@@ -3,7 +3,7 @@
 // shadowed credentials, those whose user would have to connect again, those that cannot be refreshed or opened; a repeat of
 // what is stored changes nothing. A shadowed credential is leased while it is valid and never refreshed, because the system
 // that it comes from still refreshes it; it is cut over by importing it again without `shadow`.
-import { type Catalog, fieldFaults } from "#libs/catalog.ts";
+import { type Catalog, type CatalogApp, fieldFaults } from "#libs/catalog.ts";
 import { invalidField, StatusError } from "#libs/errors.ts";
 import type { Actor } from "./audit-entries.ts";
 import type { CredentialRecord } from "./credential-record.ts";
@@ -16,6 +16,7 @@ import {
   lockCredential,
 } from "./credentials.ts";
 import { hasOauthClient } from "./oauth-clients.ts";
+import { findApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
 import { refreshAfterSeconds } from "./refresh-times.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -43,7 +44,9 @@ export async function importCredential(
     appSlug: record.app_slug,
     oauthAppId: record.oauth_app_id,
   };
-  const { material, facts } = judge(options.catalog, record, shadow);
+  const app = await findApp(options, subject);
+  if (app === undefined) throw invalidField("app_slug", "is neither in this vault's catalog nor an app of the project");
+  const { material, facts } = judge(app, record, shadow);
   if (material.refreshToken !== undefined && !(await hasOauthClient(options.db, subject))) {
     throw invalidField("oauth_app_id", "is not an OAuth client of this project and app: put it in first");
   }
@@ -53,7 +56,8 @@ export async function importCredential(
   if (existing !== undefined && (await isStoredAlready(options, existing, { subject, material, shadow }))) return;
   const key = await options.secrets.prepare(credentialOwner(subject));
   const reason = shadow ? "SHADOW" : existing?.shadow ? "CUT_OVER" : "";
-  const by = { action: "credential.imported", actor, reason } as const;
+  const ownApp = !options.catalog.has(subject.appSlug);
+  const by = { action: "credential.imported", actor, reason, ownApp } as const;
   const isStored = await options.db.transaction().execute(async (transaction) => {
     const now = await lockCredential(transaction, subject);
     if (now?.generation !== existing?.generation || now?.state !== existing?.state) return false;
@@ -94,12 +98,10 @@ function isSame(one: CredentialMaterial, other: CredentialMaterial): boolean {
 }
 
 function judge(
-  catalog: Catalog,
+  app: CatalogApp,
   record: CredentialRecord,
   shadow: boolean,
 ): { material: CredentialMaterial; facts: GrantFacts } {
-  const app = catalog.get(record.app_slug);
-  if (app === undefined) throw invalidField("app_slug", "is not in this vault's catalog");
   const [fault] = fieldFaults(app.custom_fields, record.fields, "fields");
   if (fault !== undefined) throw invalidField(fault.field, fault.description);
   const defaults = Object.fromEntries(app.custom_fields.map(({ name, default: value }) => [name, value]));

@@ -15,6 +15,7 @@ import {
   getCredential,
 } from "./credentials.ts";
 import { leaseMs } from "./lease-watchers.ts";
+import { findApp } from "./own-apps.ts";
 import type { Refresher } from "./refresh.ts";
 import { isDue, isValid } from "./refresh-times.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -60,11 +61,11 @@ export async function leaseCredential(
 
 /** The lease of a credential as it was read just now. */
 export async function leaseOf(
-  { catalog, secrets, audit }: Pick<LeaseOptions, "catalog" | "secrets" | "audit">,
+  { db, catalog, secrets, audit }: Pick<LeaseOptions, "db" | "catalog" | "secrets" | "audit">,
   row: CredentialRow,
   { refreshed, actor }: { readonly refreshed: boolean; readonly actor: Actor },
 ): Promise<Lease> {
-  const app = catalog.get(row.appSlug);
+  const app = await findApp({ db, catalog }, row);
   if (app === undefined) throw notFound("app");
   const material = await secrets.open<CredentialMaterial>(credentialOwner(row), row);
   const readMs = row.readTime.getTime();

@@ -9,6 +9,9 @@ import { releaseWaiting } from "./client-breaker.ts";
 import type { OauthClientsTable, VaultDatabase } from "./schema.ts";
 import { type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
 
+/** As many as the contract lets a request bring. */
+const maxSecrets = 5;
+
 /** Names one OAuth client. */
 export interface OauthClientKey {
   readonly projectId: string;
@@ -49,10 +52,13 @@ export async function findOauthClientState(
 ): Promise<OauthClientState | undefined> {
   const row = await selectOauthClient(db, { projectId, oauthAppId }).executeTakeFirst();
   if (row === undefined || row.destroyTime !== null || row.appSlug !== appSlug) return undefined;
+  return { client: { oauthAppId, clientId: row.clientId, secrets: await openSecrets(secrets, row) }, row };
+}
+
+/** The secrets of a client, that which worked last before the others. */
+async function openSecrets(secrets: Secrets, row: Selectable<OauthClientsTable>): Promise<readonly string[]> {
   const { secrets: values } = await secrets.open<{ readonly secrets: readonly string[] }>(ownerOf(row), row);
-  const { clientId, workingSecret } = row;
-  const ordered = [...values.slice(workingSecret), ...values.slice(0, workingSecret)];
-  return { client: { oauthAppId, clientId, secrets: ordered }, row };
+  return [...values.slice(row.workingSecret), ...values.slice(0, row.workingSecret)];
 }
 
 /**
@@ -104,19 +110,23 @@ export async function hasOauthClient(
   return row !== undefined && row.destroyTime === null && row.appSlug === appSlug;
 }
 
-/** Stores a client, or puts other secrets in the place of its own. */
+/** Stores a client, or changes it: its secrets are replaced, or with `keepSecrets` stay behind the new ones. */
 export async function putOauthClient(
   { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },
-  client: OauthClientKey & OauthClient & { readonly appSlug: string },
+  client: OauthClientKey & OauthClient & { readonly appSlug: string; readonly keepSecrets?: boolean },
   actor: Actor,
 ): Promise<void> {
   const { projectId, oauthAppId, appSlug, clientId } = client;
   const owner = ownerOf(client);
   const key = await secrets.prepare(owner);
+  // Opened before the transaction, which must not wait for a key provider; it begins again when they are others by then.
+  const kept = client.keepSecrets ? await findSecrets({ db, secrets }, client) : undefined;
   await db.transaction().execute(async (transaction) => {
     const existing = await selectOauthClient(transaction, client).forUpdate().executeTakeFirst();
+    if (kept !== undefined && kept.generation !== existing?.generation) throw concurrentChange();
     const generation = nextGeneration(existing);
-    const sealed = sealWith(key, owner, generation, { secrets: client.secrets });
+    const values = [...new Set([...client.secrets, ...(kept?.values ?? [])])].slice(0, maxSecrets);
+    const sealed = sealWith(key, owner, generation, { secrets: values });
     const columns = {
       ...{ appSlug, clientId, generation, ...sealed, destroyTime: null, updateTime: sql<Date>`now()` },
       // Nothing is known of the new secrets yet.
@@ -133,10 +143,20 @@ export async function putOauthClient(
       )
       .executeTakeFirst();
     // Of two first writes at once the second carries a generation that is taken.
-    if (numInsertedOrUpdatedRows !== 1n) throw new StatusError("ABORTED", "CONCURRENT_CHANGE", "Changed meanwhile.");
+    if (numInsertedOrUpdatedRows !== 1n) throw concurrentChange();
     await releaseWaiting(transaction, client);
     await insertAuditEntries(transaction, { action: "oauth_client.put", actor, projectId, accountId: oauthAppId });
   });
+}
+
+/** The secrets that a client has, none after it was destroyed, and the generation that they are of. */
+async function findSecrets(
+  { db, secrets }: { readonly db: VaultDatabase; readonly secrets: Secrets },
+  key: OauthClientKey,
+): Promise<{ readonly values: readonly string[]; readonly generation: bigint | undefined }> {
+  const row = await selectOauthClient(db, key).executeTakeFirst();
+  if (row === undefined || row.destroyTime !== null) return { values: [], generation: row?.generation };
+  return { values: await openSecrets(secrets, row), generation: row.generation };
 }
 
 /** Wipes a client's secrets. A repeat, or a client that is not there, changes nothing. */
@@ -161,6 +181,10 @@ export async function destroyOauthClient(
       accountId: oauthAppId,
     });
   });
+}
+
+function concurrentChange(): StatusError {
+  return new StatusError("ABORTED", "CONCURRENT_CHANGE", "Changed meanwhile.");
 }
 
 function nextGeneration(row: Selectable<OauthClientsTable> | undefined): bigint {

@@ -13,6 +13,7 @@ import {
 } from "./credentials.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { findOauthClientState, noteSecretTaken, type OauthClientState } from "./oauth-clients.ts";
+import { findApp } from "./own-apps.ts";
 import { isOauthApp, type OauthApp, type ProviderContext, refreshGrant, type TokenAttempt } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import { noteFailure, noteWaiting } from "./refresh-failure.ts";
@@ -57,9 +58,9 @@ export async function attemptRefresh(
   key: CredentialKey & { readonly generation: bigint },
   processId: string,
 ): Promise<RefreshOutcome> {
-  const { db, secrets, catalog, passPoint } = options;
+  const { db, secrets, passPoint } = options;
   const row = await findCredential(db, key);
-  const app = row && catalog.get(row.appSlug);
+  const app = row && (await findApp(options, row));
   if (row === undefined || row.blob === null || app === undefined || !isOauthApp(app)) return { kind: "unusable" };
   if (row.generation !== key.generation) return { kind: "current" };
   // Everything that can be missing or unreadable is fetched before the intent is written and the grant is spent.

@@ -14,6 +14,8 @@ export interface Claim extends CredentialKey {
 
 /** How many rows of an app may be claimed. */
 export interface AppRoom {
+  /** Of an app of the project's own; absent for one of the catalog. */
+  readonly projectId?: string;
   readonly appSlug: string;
   readonly room: number;
 }
@@ -29,20 +31,25 @@ export async function claimDue(db: VaultDatabase, rooms: readonly AppRoom[], lim
   return (await claimStatement(rooms, limit).execute(db)).rows;
 }
 
-/** The statement of `claimDue`, to look at its plan. */
+/** The statement of `claimDue`, to look at its plan. The rooms are of the catalog's apps, or all of own ones. */
 export function claimStatement(rooms: readonly AppRoom[], limit: number): RawBuilder<Claim> {
   const slugs = rooms.map(({ appSlug }) => appSlug);
   const counts = rooms.map(({ room }) => room);
+  const projects = rooms.map(({ projectId = "" }) => projectId);
+  const isOwn = rooms.some(({ projectId }) => projectId !== undefined);
+  const ofApp = isOwn
+    ? sql`own_app and credentials.project_id = app.project_id and app_slug = app.slug`
+    : sql`app_slug = app.slug`;
   // The states stand in the text, not in parameters: else Postgres could not tell that the partial index serves. And now(),
   // not clock_timestamp(), which may change while rows are read and so can be no bound of an index: every poll would read
   // through all that is not due.
   return sql<Claim>`
     with due as materialized (
       select found.project_id, found.account_id
-      from unnest(${slugs}::text[], ${counts}::int[]) as app (slug, room)
+      from unnest(${slugs}::text[], ${counts}::int[], ${projects}::text[]) as app (slug, room, project_id)
       cross join lateral (
-        select project_id, account_id from credentials
-        where app_slug = app.slug and state in ('ACTIVE', 'UNKNOWN') and next_refresh_time <= now()
+        select credentials.project_id, account_id from credentials
+        where ${ofApp} and state in ('ACTIVE', 'UNKNOWN') and next_refresh_time <= now()
           and (intent_time is null or intent_time < clock_timestamp() - make_interval(secs => ${intentSeconds}))
         order by next_refresh_time
         limit app.room

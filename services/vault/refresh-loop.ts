@@ -6,9 +6,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Catalog } from "#libs/catalog.ts";
 import { type StatusCode, StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
-import { isOauthApp, type OauthApp } from "./provider.ts";
+import { ownAppLanes } from "./own-app-lanes.ts";
 import type { Refresher } from "./refresh.ts";
 import { type AppRoom, type Claim, claimDue, noteFault } from "./refresh-claims.ts";
+import { catalogLanes, type Lanes, shuffled } from "./refresh-lanes.ts";
 import type { VaultDatabase } from "./schema.ts";
 
 /** What the loop is made of. */
@@ -20,6 +21,8 @@ export interface RefreshLoopOptions {
   /** While it gives false nothing is claimed: a sealed vault can refresh nothing. */
   readonly isOpen: () => boolean;
   readonly pollMs?: number;
+  /** How often own apps are looked through for what is due. */
+  readonly ownAppsMs?: number;
 }
 
 /** A loop at work. */
@@ -31,15 +34,13 @@ export interface RefreshLoop {
 const outages: readonly StatusCode[] = ["UNAVAILABLE", "FAILED_PRECONDITION", "DEADLINE_EXCEEDED"];
 
 const mostInFlight = 64;
-const mostPerHost = 10;
 // Time to gather what ended meanwhile, so that a backlog is claimed in handfuls.
 const gatherMs = 20;
 
 /** Starts the loop. */
 export function startRefreshLoop(options: RefreshLoopOptions): RefreshLoop {
-  const { db, catalog, refresher, log, isOpen, pollMs = 1_000 } = options;
-  const lanes = lanesOf(catalog);
-  const laneOf = new Map(lanes.flatMap((lane) => lane.apps.map((app) => [app.slug, lane] as const)));
+  const { db, catalog, refresher, log, isOpen, pollMs = 1_000, ownAppsMs = 10_000 } = options;
+  const lanes = [catalogLanes(catalog), ownAppLanes(db, ownAppsMs)];
   const underWay = new Set<Promise<void>>();
   let stopped = false;
   let wake = Promise.withResolvers<void>();
@@ -58,13 +59,12 @@ export function startRefreshLoop(options: RefreshLoopOptions): RefreshLoop {
     }
   }
 
-  function begin(claim: Claim): void {
-    const lane = laneOf.get(claim.appSlug);
-    if (lane) lane.inFlight += 1;
+  function begin(claim: Claim, of: Lanes): void {
+    const leaveLane = of.begin(claim);
     const working = work(claim)
       .catch((error: unknown) => log.warn({ err: error }, "a fault could not be noted"))
       .finally(() => {
-        if (lane) lane.inFlight -= 1;
+        leaveLane();
         underWay.delete(working);
         wake.resolve();
       });
@@ -73,16 +73,21 @@ export function startRefreshLoop(options: RefreshLoopOptions): RefreshLoop {
 
   /** Claims one handful. True when there may be more than there was room for. */
   async function claimOnce(): Promise<boolean> {
-    const limit = mostInFlight - underWay.size;
-    const rooms = shuffled(lanes).flatMap((lane) => roomsIn(lane));
-    if (limit <= 0 || rooms.length === 0) return true;
+    let isMore = false;
+    for (const some of shuffled(lanes)) isMore = (await claimIn(some)) || isMore;
+    return isMore;
+  }
+
+  async function claimIn(some: Lanes): Promise<boolean> {
+    const limit = Math.min(mostInFlight - underWay.size, some.left());
+    const rooms = await some.rooms();
+    if (limit <= 0) return true;
+    if (rooms.length === 0) return some.hasApps();
     const claims = await claimDue(db, rooms, limit);
-    for (const claim of claims) {
-      laneOf.get(claim.appSlug)?.budgets.get(claim.appSlug)?.spend();
-      begin(claim);
-    }
-    const taken = (slug: string) => claims.filter(({ appSlug }) => appSlug === slug).length;
-    return claims.length === limit || rooms.some(({ appSlug, room }) => taken(appSlug) === room);
+    for (const claim of claims) begin(claim, some);
+    const taken = ({ appSlug, projectId }: AppRoom) =>
+      claims.filter((claim) => claim.appSlug === appSlug && (projectId ?? claim.projectId) === claim.projectId).length;
+    return claims.length === limit || rooms.some((room) => taken(room) === room.room);
   }
 
   async function run(): Promise<void> {
@@ -109,68 +114,4 @@ export function startRefreshLoop(options: RefreshLoopOptions): RefreshLoop {
       await Promise.all(underWay);
     },
   };
-}
-
-/** The apps of one token endpoint's host. */
-interface Lane {
-  readonly apps: readonly OauthApp[];
-  readonly budgets: ReadonlyMap<string, Budget>;
-  inFlight: number;
-}
-
-function lanesOf(catalog: Catalog): readonly Lane[] {
-  const apps = [...catalog.values()].filter(isOauthApp);
-  // An endpoint that has the account's fields in its host is many hosts; together they count as one.
-  const byHost = Map.groupBy(apps, ({ slug, oauth2 }) => URL.parse(oauth2.token.url)?.host ?? slug);
-  return [...byHost.values()].map((group) => ({
-    apps: group,
-    budgets: new Map(group.map(({ slug, oauth2 }) => [slug, budget(oauth2.token.refreshes_per_minute)])),
-    inFlight: 0,
-  }));
-}
-
-/** What may be claimed of each of its apps, so that together they do not get beyond the lane. */
-function roomsIn({ apps, budgets, inFlight }: Lane): readonly AppRoom[] {
-  let left = mostPerHost - inFlight;
-  const share = Math.ceil(left / apps.length);
-  return shuffled(apps).flatMap(({ slug }) => {
-    const room = Math.min(left, share, budgets.get(slug)?.left() ?? 0);
-    left -= Math.max(0, room);
-    return room > 0 ? [{ appSlug: slug, room }] : [];
-  });
-}
-
-interface Budget {
-  /** How many may be sent now. */
-  left(): number;
-  spend(): void;
-}
-
-/** So many a minute, evenly, with no more than ten seconds' worth saved up. */
-function budget(perMinute: number | undefined): Budget {
-  if (perMinute === undefined) return { left: () => mostPerHost, spend: () => undefined };
-  const most = Math.max(1, perMinute / 6);
-  let saved = most;
-  let readMs = performance.now();
-  const refill = () => {
-    const nowMs = performance.now();
-    saved = Math.min(most, saved + ((nowMs - readMs) / 60_000) * perMinute);
-    readMs = nowMs;
-  };
-  return {
-    left() {
-      refill();
-      return Math.floor(saved);
-    },
-    spend() {
-      saved -= 1;
-    },
-  };
-}
-
-function shuffled<Item>(items: readonly Item[]): readonly Item[] {
-  return items
-    .map((item) => ({ item, at: Math.random() }))
-    .sort((a, b) => a.at - b.at)
-    .map(({ item }) => item);
 }

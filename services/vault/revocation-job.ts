@@ -5,6 +5,7 @@ import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
 import { findOauthClientState, noteSecretTaken, type OauthClient, type OauthClientState } from "./oauth-clients.ts";
+import { findAnyApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import { type RevocationOutcome, revokeToken } from "./provider-revocation.ts";
@@ -43,7 +44,7 @@ export class RevocationRetry extends Error {
 
 /** One attempt; throws to be repeated. */
 export async function revoke(options: RevocationJobOptions, key: RevocationKey, isLast: boolean): Promise<void> {
-  const { db, log, catalog } = options;
+  const { db, log } = options;
   const row = await findPending(options, key);
   if (row === undefined) return;
   const outcome = await tell(options, row).catch((failure: unknown): RevocationOutcome => {
@@ -63,14 +64,14 @@ export async function revoke(options: RevocationJobOptions, key: RevocationKey, 
     if (!isOver) throw new RevocationRetry(outcome.error, outcome.retryAfterSeconds ?? 0);
     await failRevocation(db, key);
   }
-  if (endsSiblings(catalog, appSlug)) await settleDeferredRevocations(db, key.projectId);
+  if (await endsSiblings(options, row)) await settleDeferredRevocations(db, key.projectId);
 }
 
 /** The record, unless it has ended, or has siblings now: an account may have been connected since it was written. */
 async function findPending({ db, catalog }: RevocationJobOptions, key: RevocationKey) {
   const row = await findRevocation(db, key);
   if (row === undefined || row.state !== "PENDING") return undefined;
-  if (!endsSiblings(catalog, row.appSlug)) return row;
+  if (!(await endsSiblings({ db, catalog }, row))) return row;
   await deferRevocations(db, catalog, { projectId: row.projectId, accountIds: [row.accountId] });
   const now = await findRevocation(db, key);
   return now?.state === "PENDING" ? now : undefined;
@@ -78,8 +79,8 @@ async function findPending({ db, catalog }: RevocationJobOptions, key: Revocatio
 
 /** Tells the provider of both tokens. */
 async function tell(options: RevocationJobOptions, row: RevocationRow): Promise<RevocationOutcome> {
-  const { secrets, catalog, providers } = options;
-  const app = catalog.get(row.appSlug);
+  const { secrets, providers } = options;
+  const app = await findAnyApp(options, row);
   if (app === undefined || !isOauthApp(app)) return { kind: "retry", error: "APP_NOT_IN_CATALOG" };
   const value = await secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
   const found = await presentClient(options, row, value.client);

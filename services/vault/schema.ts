@@ -7,6 +7,7 @@ import { openDatabase, type PoolOptions } from "#libs/database.ts";
 export interface VaultTables {
   readonly credentials: CredentialsTable;
   readonly oauthClients: OauthClientsTable;
+  readonly ownApps: OwnAppsTable;
   readonly authorizations: AuthorizationsTable;
   readonly revocations: RevocationsTable;
   readonly keyRotation: KeyRotationTable;
@@ -70,6 +71,20 @@ export interface CredentialsTable {
   readonly identityDigest: Buffer | null;
   /** The transaction that changed the row last, as a number in a text: credential-changes.ts. */
   readonly changeId: Generated<string>;
+  /** Whether its app is the project's own. */
+  readonly ownApp: Generated<boolean>;
+}
+
+/** A project's own apps, those that have ended too. */
+export interface OwnAppsTable {
+  readonly projectId: string;
+  readonly slug: string;
+  readonly definition: string;
+  readonly isOauth: boolean;
+  readonly revokeEffect: string;
+  readonly createTime: Generated<Date>;
+  readonly updateTime: Generated<Date>;
+  readonly destroyTime: Date | null;
 }
 
 /** A project's own OAuth clients. */
@@ -168,7 +183,7 @@ export interface LeaseInvalidationsTable {
   readonly sequence: Generated<bigint>;
   readonly projectId: string;
   readonly accountId: string;
-  readonly reason: "REVOKED" | "RECONNECTED";
+  readonly reason: "REVOKED" | "RECONNECTED" | "CHANGED";
   readonly createTime: Generated<Date>;
 }
 

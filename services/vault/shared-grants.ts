@@ -22,6 +22,7 @@ import { type RawBuilder, sql } from "kysely";
 import type { Catalog } from "#libs/catalog.ts";
 import { digest } from "#libs/ids.ts";
 import { auditedAccount, changeAudited, vaultItself } from "./audit-entries.ts";
+import { type AppKey, type AppSource, findAnyApp, listUserClientSlugs } from "./own-apps.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { wiped } from "./secrets.ts";
 
@@ -31,8 +32,8 @@ export function identityDigest(name: string): Buffer | null {
 }
 
 /** Whether a revocation at the provider ends all of its user's grants to the client. */
-export function endsSiblings(catalog: Catalog, appSlug: string): boolean {
-  return catalog.get(appSlug)?.lifecycle.revoke_effect === "user_client";
+export async function endsSiblings(source: AppSource, key: AppKey): Promise<boolean> {
+  return (await findAnyApp(source, key))?.lifecycle.revoke_effect === "user_client";
 }
 
 /** Defers the pending revocations of accounts that have siblings, and wipes their tokens. */
@@ -41,7 +42,8 @@ export async function deferRevocations(
   catalog: Catalog,
   { projectId, accountIds }: { readonly projectId: string; readonly accountIds: readonly string[] },
 ): Promise<void> {
-  const appSlugs = [...catalog.keys()].filter((slug) => endsSiblings(catalog, slug));
+  const listed = [...catalog.values()].filter(({ lifecycle }) => lifecycle.revoke_effect === "user_client");
+  const appSlugs = [...listed.map(({ slug }) => slug), ...(await listUserClientSlugs(db, projectId))];
   if (appSlugs.length === 0) return;
   const change = db
     .updateTable("revocations as one")

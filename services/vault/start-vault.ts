@@ -82,7 +82,17 @@ export async function startVault(options: VaultOptions) {
     definition: CredentialVaultDefinition,
     handlers: vaultService(
       { db, secrets, catalog, authorizer, refresher },
-      { sealState, rotation, importFormats: options.importFormats, signals, signingKey, audit, authenticate, gate },
+      {
+        sealState,
+        rotation,
+        importFormats: options.importFormats,
+        signals,
+        signingKey,
+        audit,
+        authenticate,
+        gate,
+        exemptTargets,
+      },
     ),
     callers: vaultCallers,
     authenticate,
@@ -97,7 +107,10 @@ export async function startVault(options: VaultOptions) {
     : await startJobs({ db, secrets, catalog, providers, log }, database);
   const loop = without.includes("refreshes")
     ? undefined
-    : startRefreshLoop({ db, catalog, refresher, log, isOpen: gate.isOpen, pollMs: intervals.refreshMs });
+    : startRefreshLoop({
+        ...{ db, catalog, refresher, log, isOpen: gate.isOpen },
+        ...{ pollMs: intervals.refreshMs, ownAppsMs: 10 * intervals.refreshMs },
+      });
   return {
     port: server.internalPort,
     describe: () => ({ open: gate.isOpen(), signingKeyId: signingKey.keyId }),

@@ -9,6 +9,7 @@ import {
   putCredential,
 } from "./credentials.ts";
 import { insertInvalidations } from "./lease-invalidations.ts";
+import { holdOwnApp } from "./own-apps.ts";
 import type { CredentialsTable, VaultDatabase } from "./schema.ts";
 import { type ReadyKey, sealWith } from "./secrets.ts";
 
@@ -26,18 +27,21 @@ export interface CredentialToStore {
   readonly action: AuditAction;
   readonly actor: Actor;
   readonly reason?: string;
+  /** Whether the app is none of the catalog's: then it must not end before this is stored. */
+  readonly ownApp: boolean;
 }
 
 /**
- * Seals and stores, within a transaction. False when the account was destroyed, or belongs to another user or app. The key is
- * a new one, so that what was sealed before cannot be opened with it.
+ * Seals and stores, within a transaction. False when the account was destroyed, its app has ended, or it belongs to another
+ * user or app. The key is a new one, so that what was sealed before cannot be opened with it.
  */
 export async function storeCredential(
   transaction: VaultDatabase,
   { projectId, environment, externalUserId, accountId, appSlug, oauthAppId }: CredentialSubject,
-  { key, material, facts, ...by }: CredentialToStore,
+  { key, material, facts, ownApp, ...by }: CredentialToStore,
 ): Promise<boolean> {
   const subject = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId };
+  if (ownApp && !(await holdOwnApp(transaction, subject))) return false;
   const existing = await lockCredential(transaction, subject);
   if (existing !== undefined) {
     const isSame =
@@ -47,7 +51,7 @@ export async function storeCredential(
     if (existing.state === "REVOKED" || !isSame) return false;
   }
   const sealed = sealWith(key, credentialOwner(subject), (existing?.generation ?? 0n) + 1n, material);
-  await putCredential(transaction, subject, { sealed, facts, existing });
+  await putCredential(transaction, subject, { sealed, facts, existing, ownApp });
   await insertAuditEntries(transaction, { ...by, projectId, environment, externalUserId, accountId });
   if (existing !== undefined) {
     await insertInvalidations(transaction, { projectId, accountIds: [accountId] }, "RECONNECTED");

@@ -5,6 +5,7 @@ import type { Handlers } from "#libs/rpc.ts";
 import type { Authenticate } from "#libs/rpc-identity.ts";
 import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
+import { appHandlers } from "./app-handlers.ts";
 import { findHead } from "./audit-checkpoints.ts";
 import { actorOf } from "./audit-entries.ts";
 import type { AuditWriter } from "./audit-writer.ts";
@@ -50,13 +51,16 @@ export interface Operations {
   readonly authenticate: Authenticate;
   /** Closed, it keeps every method but the status from being called. */
   readonly gate: Gate;
+  /** `host:port` of the development upstreams. */
+  readonly exemptTargets: readonly string[];
 }
 
 /** The service over its collaborators. */
 export function vaultService(options: VaultServiceOptions, operations: Operations): VaultHandlers {
-  const { rotation, importFormats, signals, signingKey, audit, gate } = operations;
+  const { rotation, importFormats, signals, signingKey, audit, gate, exemptTargets } = operations;
   const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
+    ...appHandlers({ ...options, signals, exemptTargets }),
     ...credentialHandlers({ ...options, signals, signingKey }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),

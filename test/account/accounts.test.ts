@@ -110,7 +110,8 @@ test("refuses an app that is not there, a foreign OAuth app and an override", as
   await expect(create(acme.token, { appSlug: "nothing" })).rejects.toMatchObject({ reason: "APP_NOT_FOUND" });
   const foreign = { appSlug: "sandbox", oauthAppId, ...grant({}) };
   await expect(create(other.token, foreign)).rejects.toMatchObject({ code: "NOT_FOUND" });
-  await expect(create(acme.token, { appOverrideId: "aov_1" })).rejects.toMatchObject({ code: "UNIMPLEMENTED" });
+  const absent = create(acme.token, { appOverrideId: "aov_1" });
+  await expect(absent).rejects.toMatchObject({ reason: "APP_OVERRIDE_NOT_FOUND" });
   const bare = operator.createAccount(
     {
       projectId: "proj_absent",

@@ -1,12 +1,11 @@
-// Apps of the catalog and OAuth apps.
+// Apps of the catalog.
 import { expect, test } from "vitest";
 import { AppOrder, AuthType } from "#proto/deputy/account/v1/apps.ts";
-import { call, newConnectToken, newOauthApp, newProject, startAccount } from "./harness.ts";
+import { call, newConnectToken, newProject, startAccount } from "./harness.ts";
 
 const account = await startAccount();
-const { api, gateway, operator, vault, db } = account;
+const { api, gateway } = account;
 const acme = await newProject(account);
-const other = await newProject(account);
 const slugs = async (request: Parameters<typeof api.listApps>[0]) =>
   (await api.listApps(request, call())).apps.map(({ slug }) => slug);
 
@@ -51,69 +50,4 @@ test("lists apps in pages without gaps or repeats", async () => {
   await expect(api.listApps({ pageToken: "bm90aGluZw" }, call())).rejects.toMatchObject({
     violations: [{ field: "page_token" }],
   });
-});
-
-test("makes an OAuth app whose secret goes to the vault and nowhere else", async () => {
-  const { oauthApp } = await api.createOauthApp(
-    {
-      appSlug: "sandbox",
-      clientId: "the-client",
-      clientSecret: "the-secret",
-      name: "Mine",
-      scopes: ["read"],
-      additionalScopes: ["extra"],
-    },
-    call(acme.token),
-  );
-  expect(oauthApp).toMatchObject({
-    id: expect.stringMatching(/^oa_\w{22}$/),
-    projectId: acme.projectId,
-    appSlug: "sandbox",
-    clientId: "the-client",
-    redirectUri: "https://deputy.example:8443/oauth/callback",
-  });
-  expect(vault.callsOf("putOauthClient").at(-1)?.request).toEqual({
-    projectId: acme.projectId,
-    oauthAppId: oauthApp?.id,
-    appSlug: "sandbox",
-    clientId: "the-client",
-    clientSecrets: ["the-secret"],
-  });
-  expect(JSON.stringify(await db.selectFrom("oauthApps").selectAll().execute())).not.toContain("the-secret");
-  const { id: oauthAppId = "" } = oauthApp ?? {};
-  expect((await api.getOauthApp({ oauthAppId }, call(acme.token))).oauthApp).toEqual(oauthApp);
-  const token = await newConnectToken(account, acme.token, { oauthAppId });
-  await api.startConnection({ browserBinding: "b".repeat(32) }, call(token));
-  expect(vault.callsOf("startAuthorization").at(-1)?.request).toMatchObject({ scopes: ["read", "extra"] });
-});
-
-test("stores a public client without a secret", async () => {
-  await api.createOauthApp({ appSlug: "sandbox", clientId: "public" }, call(acme.token));
-  expect(vault.callsOf("putOauthClient").at(-1)?.request).toMatchObject({ clientSecrets: [] });
-});
-
-test("makes no OAuth app when the vault fails, for an app without OAuth, or in another project", async () => {
-  const bare = await newProject(account);
-  const make = (more: object) => api.createOauthApp({ appSlug: "sandbox", clientId: "c", ...more }, call(bare.token));
-  vault.failNext("putOauthClient");
-  await expect(make({})).rejects.toMatchObject({ code: "UNAVAILABLE" });
-  await expect(make({ appSlug: "sandbox_header_key" })).rejects.toMatchObject({ violations: [{ field: "app_slug" }] });
-  await expect(make({ projectId: acme.projectId })).rejects.toMatchObject({ code: "NOT_FOUND" });
-  expect((await api.listOauthApps({}, call(bare.token))).totalSize).toBe(0);
-  const absent = operator.createOauthApp({ projectId: "proj_absent", appSlug: "sandbox", clientId: "c" }, call());
-  await expect(absent).rejects.toMatchObject({ code: "NOT_FOUND" });
-});
-
-test("shows OAuth apps to their project alone, in pages", async () => {
-  const project = await newProject(account);
-  const made: string[] = [];
-  for (let n = 0; n < 5; n++) made.push(await newOauthApp(account, project.projectId));
-  const first = await api.listOauthApps({ pageSize: 3 }, call(project.token));
-  const second = await api.listOauthApps({ pageSize: 3, pageToken: first.nextPageToken }, call(project.token));
-  expect([...first.oauthApps, ...second.oauthApps].map(({ id }) => id).sort()).toEqual([...made].sort());
-  expect(second).toMatchObject({ nextPageToken: "", totalSize: 5 });
-  expect((await api.listOauthApps({ query: "none so named" }, call(project.token))).totalSize).toBe(0);
-  expect((await api.listOauthApps({ appSlug: "sandbox" }, call(project.token))).totalSize).toBe(5);
-  const foreign = api.getOauthApp({ oauthAppId: made[0] ?? "" }, call(other.token));
-  await expect(foreign).rejects.toMatchObject({ code: "NOT_FOUND", message: "No such OAuth app." });
 });

@@ -287,7 +287,7 @@ test("starts nothing but what the token is for", async () => {
     violations: [{ field: "scope_profile" }],
   });
   await expect(start(open, { fields: { x: "y" } })).rejects.toMatchObject({ violations: [{ field: "fields" }] });
-  await expect(start(open, { appOverrideId: "aov_1" })).rejects.toMatchObject({ code: "UNIMPLEMENTED" });
+  await expect(start(open, { appOverrideId: "aov_1" })).rejects.toMatchObject({ reason: "APP_OVERRIDE_NOT_FOUND" });
   await expect(start(open, { browserBinding: "short" })).rejects.toMatchObject({
     violations: [{ field: "browser_binding" }],
   });

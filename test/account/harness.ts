@@ -2,7 +2,7 @@
 // records what it is told and fails on demand; true-vault.test.ts runs against the real one.
 import { generateKeyPairSync } from "node:crypto";
 import { afterAll } from "vitest";
-import { loadCatalog } from "#libs/catalog.ts";
+import { type CatalogApp, loadCatalog } from "#libs/catalog.ts";
 import { openConnection, openDatabase } from "#libs/database.ts";
 import { digest } from "#libs/ids.ts";
 import { createLogger } from "#libs/log.ts";
@@ -39,7 +39,11 @@ export function newTokenKey(): string {
 }
 
 /** Starts the service; what it needs ends after the file's last test. Call it at the top level of a file. */
-export async function startAccount(vaultAddress?: string, exemptTargets: readonly string[] = []) {
+export async function startAccount(
+  vaultAddress?: string,
+  moreApps: readonly CatalogApp[] = [],
+  exemptTargets: readonly string[] = [],
+) {
   const database = await createTestDatabase("account");
   const lines: string[] = [];
   const log = createLogger("account", "debug", { write: (line) => lines.push(line) });
@@ -71,6 +75,7 @@ export async function startAccount(vaultAddress?: string, exemptTargets: readonl
     ],
     proxy: { ...keyApp.proxy, base_url: "https://{{custom_fields.tenant}}.example.com" },
   });
+  for (const app of moreApps) catalog.set(app.slug, app);
   const tokenKeys = await loadTokenKeys(newTokenKey());
   const clock = { aheadMs: 0 };
   const now = () => Date.now() + clock.aheadMs;

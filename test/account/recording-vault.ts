@@ -27,6 +27,9 @@ type Answers = Pick<
   | "createWebhookKey"
   | "signWebhook"
   | "destroyWebhookKey"
+  | "destroyOauthClient"
+  | "putApp"
+  | "destroyApp"
 >;
 
 /** Starts it on a free port. */
@@ -84,6 +87,9 @@ export async function startRecordingVault() {
       webhookKeys.delete(webhookId);
       return {};
     },
+    destroyOauthClient: async () => ({}),
+    putApp: async () => ({}),
+    destroyApp: async () => ({}),
   };
 
   const answers: { -readonly [Method in keyof Answers]: Answers[Method] } = { ...usual };

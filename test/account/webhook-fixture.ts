@@ -4,6 +4,7 @@ import { openEgress } from "#libs/egress.ts";
 import { type DeliveryOptions, deliverEvents } from "../../services/account/deliver-events.ts";
 import { eventBodies } from "../../services/account/event-bodies.ts";
 import { insertEvents, type NewEvent } from "../../services/account/events.ts";
+import { catalogsOver } from "../../services/account/own-apps.ts";
 import { vaultSigner } from "../../services/account/signing-client.ts";
 import { findWebhook, keyOf } from "../../services/account/webhook-endpoints.ts";
 import { type Posting, startWebhookReceiver } from "../support/webhook-receiver.ts";
@@ -12,14 +13,14 @@ import { call, development, newProject, startAccount } from "./harness.ts";
 /** Sets up what the tests of one file share. Call it at the top level of the file. */
 export async function webhookFixture() {
   const receiver = await startWebhookReceiver();
-  const account = await startAccount(undefined, [receiver.host]);
+  const account = await startAccount(undefined, [], [receiver.host]);
   const { api, operator, db, clock, now, log } = account;
   const egress = openEgress({ exemptTargets: [receiver.host], extraCa: receiver.ca });
   const options: DeliveryOptions = {
     db,
     log,
     sign: vaultSigner(db, account.vaultClient),
-    bodies: eventBodies(account.catalog),
+    bodies: eventBodies(catalogsOver(account.db, account.catalog)),
     outgoing: { egress, exemptTargets: [receiver.host] },
   };
   afterAll(async () => {

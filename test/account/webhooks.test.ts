@@ -6,7 +6,7 @@ import { insertEvents, type NewEvent } from "../../services/account/events.ts";
 import { dumpDatabase } from "../support/postgres.ts";
 import { call, development, newProject, production, startAccount } from "./harness.ts";
 
-const account = await startAccount(undefined, ["localhost:9443"]);
+const account = await startAccount(undefined, [], ["localhost:9443"]);
 const { api, operator, vault, db } = account;
 const url = "https://hooks.acme.com/deputy";
 

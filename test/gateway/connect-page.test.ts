@@ -161,6 +161,23 @@ describe("the form of an app with keys", () => {
     });
   });
 
+  it("asks for and sends on only what an app override leaves open", async () => {
+    forKeys({ appOverrideId: "aov_1", appOverrideFieldNames: ["region"] });
+    const html = await (await gateway.sendBare(`${link}&appOverrideId=aov_1`)).text();
+    expect(html).toContain('name="field.api_key"');
+    expect(html).not.toContain('name="field.region"');
+    expect(html).toContain('name="appOverrideId" value="aov_1"');
+    await submit({ ...fields, appOverrideId: "aov_1" });
+    expect(asked("validateConnectToken").map(({ request }) => request)).toMatchObject([
+      { appOverrideId: "aov_1" },
+      { appOverrideId: "aov_1" },
+    ]);
+    expect(asked("createAccount")[0]?.request).toMatchObject({
+      appOverrideId: "aov_1",
+      credential: { value: { values: { api_key: "s3cret-key" } } },
+    });
+  });
+
   it("goes on to the product's own page when the token names one", async () => {
     forKeys({ successRedirectUri: "https://app.example/done" });
     const answer = await submit(fields);

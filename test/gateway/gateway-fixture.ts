@@ -1,6 +1,6 @@
 // A gateway as its process runs it, in front of stand-ins for the account service and the proxy that note what they are asked.
 import type { AddressInfo } from "node:net";
-import { notFound, StatusError } from "#libs/errors.ts";
+import { notFound, StatusError, unimplemented } from "#libs/errors.ts";
 import { createLogger } from "#libs/log.ts";
 import type { Call, Handlers } from "#libs/rpc.ts";
 import { createClient } from "#libs/rpc-client.ts";
@@ -71,6 +71,10 @@ export function validToken(change: Partial<ValidateConnectTokenResponse> = {}): 
 
 const authorizationUrl = "https://provider.example/auth?state=the-state&code_challenge=x";
 
+async function unanswered(): Promise<never> {
+  throw unimplemented("This method");
+}
+
 const accountHandlers: AccountHandlers = {
   issueAccessToken: async ({ grant }) => {
     if (grant?.$case !== "clientCredentials" || grant.value.clientSecret !== "csecret") {
@@ -103,6 +107,17 @@ const accountHandlers: AccountHandlers = {
     return { app };
   },
   listApps: async () => ({ apps: [slack, sendgrid], nextPageToken: "", totalSize: 2 }),
+  // Each is a test's own to answer.
+  createOauthApp: unanswered,
+  getOauthApp: unanswered,
+  listOauthApps: unanswered,
+  updateOauthApp: unanswered,
+  deleteOauthApp: unanswered,
+  createAppOverride: unanswered,
+  getAppOverride: unanswered,
+  listAppOverrides: unanswered,
+  updateAppOverride: unanswered,
+  deleteAppOverride: unanswered,
   startConnection: async () => ({
     connectionId: "con_1",
     authorizationUrl,
@@ -149,6 +164,7 @@ export interface Asked {
 }
 
 const api = (scope: string) => [{ service: "gateway", scope, connectToken: true }];
+const managing = [{ service: "gateway", scope: "connect:projects:write" }];
 const callers = {
   issueAccessToken: [{ service: "gateway" }],
   validateConnectToken: [{ service: "gateway" }],
@@ -166,6 +182,16 @@ const callers = {
   setWebhook: [{ service: "gateway", scope: "connect:projects:write" }],
   rotateWebhookKey: [{ service: "gateway", scope: "connect:projects:write" }],
   deleteWebhook: [{ service: "gateway", scope: "connect:projects:write" }],
+  createOauthApp: managing,
+  getOauthApp: managing,
+  listOauthApps: managing,
+  updateOauthApp: managing,
+  deleteOauthApp: managing,
+  createAppOverride: managing,
+  getAppOverride: managing,
+  listAppOverrides: managing,
+  updateAppOverride: managing,
+  deleteAppOverride: managing,
 };
 const userClaims = {
   sub: "cct_1",

@@ -39,5 +39,5 @@ test.each([
 });
 
 test("an app that is not in the catalog is NOT_FOUND", () => {
-  expect(() => inlineUse(catalog, { appSlug: "absent", fields: {} })).toThrow("No such app.");
+  expect(() => inlineUse(catalog, { appSlug: "absent", fields: {} })).toThrow("inline credentials are for its apps");
 });

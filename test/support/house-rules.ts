@@ -20,7 +20,7 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   "graphile-worker": ["migrations/", "services/account/", "services/vault/"],
   pino: ["libs/log.ts"],
   undici: ["libs/egress.ts", "libs/egress-exchange.ts", "libs/egress-connector.ts"],
-  yaml: ["libs/catalog.ts", "services/vault/import-mapping.ts"],
+  yaml: ["libs/app-definition.ts", "libs/catalog.ts", "services/vault/import-mapping.ts"],
   jose: ["libs/access-tokens.ts", "libs/signing-key.ts", "services/account/", "services/vault/"],
   oauth4webapi: ["services/vault/"],
   "@aws-sdk/client-kms": ["services/vault/kek-aws.ts"],

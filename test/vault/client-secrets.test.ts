@@ -1,6 +1,7 @@
 // An OAuth client's secrets are replaced without downtime: the new one stands beside the old one, each use of the client finds
 // the one that the provider takes, all uses begin with it from then on, and the log says when the others are unused.
 import { beforeEach, expect, test } from "vitest";
+import { findOauthClient } from "../../services/vault/oauth-clients.ts";
 import { soon, until, vaultFixture } from "./vault-fixture.ts";
 
 const vault = await vaultFixture();
@@ -26,6 +27,10 @@ const revocationOf = (accountId: string) =>
   db.selectFrom("revocations").selectAll().where("accountId", "=", accountId).executeTakeFirst();
 const clientRow = () =>
   db.selectFrom("oauthClients").selectAll().where("oauthAppId", "=", oauthAppId).executeTakeFirstOrThrow();
+/** What is sealed, in the order in which it is tried. */
+const secretsNow = async () =>
+  (await findOauthClient({ db, secrets: vault.vault.secrets }, { projectId: "proj_1", oauthAppId, appSlug: "sandbox" }))
+    ?.secrets;
 const told = () =>
   vault.vault.lines.filter((line) => line.includes("the others are unused")).map((line) => JSON.parse(line));
 /** How many requests with the client's secret the work makes; a revocation makes one for each of its two tokens. */
@@ -86,4 +91,35 @@ test("a revocation that was queued under an old secret is sent with the new one"
   await until(() => shim.requests.at(-1) === "/token/revocation");
   await vault.putClient();
   await revoking;
+});
+
+test("a new secret put beside those kept is tried first, and the one in use goes on working", async () => {
+  const [refresh, exchange] = [await prepare("a refresh"), await prepare("a code exchange")];
+  await vault.putClient(["mistyped"], true);
+  expect(await countRequests(refresh), "the new secret is refused, the old one taken").toBe(2);
+  await until(async () => (await clientRow()).workingSecret === 1);
+  await vault.putClient(["not yet valid"], true);
+  expect(await countRequests(exchange), "the one that worked comes before the mistyped one").toBe(2);
+  expect(told().at(-1)).toMatchObject({ secret: 2, unusedSecrets: 2 });
+});
+
+test("keeps a client's secrets when none is given, and five of them at most", async () => {
+  const refresh = await prepare("a refresh");
+  await vault.putClient([], true);
+  await refresh();
+  for (const secret of ["b", "c", "b", "d", "e", "f"]) await vault.putClient([secret], true);
+  expect(await secretsNow()).toEqual(["f", "e", "d", "b", "c"]);
+});
+
+test("keeps nothing of a client that was destroyed", async () => {
+  await vault.asAccount.destroyOauthClient({ projectId: "proj_1", oauthAppId }, soon());
+  await vault.putClient(["new"], true);
+  expect(await secretsNow()).toEqual(["new"]);
+});
+
+test("of two secrets put at the same time with the others kept, none is lost without a word", async () => {
+  const answers = await Promise.allSettled([vault.putClient(["one"], true), vault.putClient(["two"], true)]);
+  const refused = answers.filter(({ status }) => status === "rejected");
+  for (const answer of refused) expect(answer).toMatchObject({ reason: { reason: "CONCURRENT_CHANGE" } });
+  expect(await secretsNow()).toHaveLength(1 + answers.length - refused.length);
 });

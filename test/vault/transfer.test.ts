@@ -122,7 +122,10 @@ test("answers each record that it refuses, in order, naming the field and never 
     [await encryptRecord(other, {}), /^record: cannot be opened/],
     [first.replace(/.{6}$/, "AAAAAA"), /^record: cannot be opened/],
     [await encryptRecord(recipient, {}), /^schema: must be deputy-credential\/1$/],
-    [await encrypted({ account_id: "apn_bad", app_slug: "absent" }), /^app_slug: is not in this vault's catalog$/],
+    [
+      await encrypted({ account_id: "apn_bad", app_slug: "absent" }),
+      /^app_slug: is neither in this vault's catalog nor an app of the project$/,
+    ],
     [await encrypted({ ...oauth, access_token: 7 }), /^access_token: must be a text$/],
     [await encrypted({ ...oauth, access_token: undefined }), /^access_token: is required$/],
     [await encrypted({ ...oauth, external_user_id: "" }), /^external_user_id: is required$/],

@@ -169,8 +169,10 @@ export async function vaultFixture(given?: TestDatabase) {
   const [asAccount, asProxy] = [await vault.as("account"), await vault.as("proxy")];
   const watching = await watchLeasesAs(asProxy, watchingProxyId);
   const oauthAppId = "oa_1";
-  const putClient = (clientSecrets = [clientSecret]) =>
-    asAccount.putOauthClient({ projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets }, soon());
+  const putClient = (clientSecrets = [clientSecret], keepSecrets = false) => {
+    const client = { projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets, keepSecrets };
+    return asAccount.putOauthClient(client, soon());
+  };
   await putClient();
 
   let accounts = 0;

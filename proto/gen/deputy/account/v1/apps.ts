@@ -191,12 +191,17 @@ export interface UpdateAppResponse {
   app: App | undefined;
 }
 
-/** Names the project's own app to be deleted; refused while it has accounts. */
+/** Names the project's own app to be deleted; refused while it has accounts. The OAuth apps for it go with it. */
 export interface DeleteAppRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
   /** Required. The app, by slug or id. */
   appSlug: string;
+  /**
+   * Optional. Whether its accounts are revoked first, in both environments; without it, an app that is in use is refused with
+   * the count.
+   */
+  revokeAccounts: boolean;
 }
 
 /** The app is gone. */
@@ -305,7 +310,10 @@ export interface UpdateOauthAppRequest {
   clientId?:
     | string
     | undefined;
-  /** Optional. Secret: never logged. A new client secret, tried first; an empty one changes nothing. */
+  /**
+   * Optional. Secret: never logged. A new client secret, tried first; the old ones stay behind it, unless the client id changes
+   * too. An empty one changes nothing.
+   */
   clientSecret: string;
   /** Optional. The new name. */
   name?:
@@ -319,6 +327,10 @@ export interface UpdateOauthAppRequest {
   scopes: string[];
   /** Optional. The new additional scopes, when not empty. */
   additionalScopes: string[];
+  /** Optional. Whether the scopes are removed, so that the app's own are asked for again; not together with new ones. */
+  clearScopes: boolean;
+  /** Optional. Whether the additional scopes are removed; not together with new ones. */
+  clearAdditionalScopes: boolean;
 }
 
 /** The OAuth app after the change. */
@@ -327,7 +339,7 @@ export interface UpdateOauthAppResponse {
   oauthApp: OauthApp | undefined;
 }
 
-/** Names the OAuth app to be deleted. */
+/** Names the OAuth app to be deleted. One that an app override chooses is refused until the override is changed. */
 export interface DeleteOauthAppRequest {
   /** Required unless the caller's token names it. The project. */
   projectId: string;
@@ -445,6 +457,8 @@ export interface UpdateAppOverrideRequest {
     | undefined;
   /** Optional. The new values, all of them, when not empty. */
   fields: { [key: string]: string };
+  /** Optional. Whether the values are removed; not together with new ones. */
+  clearFields: boolean;
 }
 
 export interface UpdateAppOverrideRequest_FieldsEntry {
@@ -1518,7 +1532,7 @@ export const UpdateAppResponse: MessageFns<UpdateAppResponse> = {
 };
 
 function createBaseDeleteAppRequest(): DeleteAppRequest {
-  return { projectId: "", appSlug: "" };
+  return { projectId: "", appSlug: "", revokeAccounts: false };
 }
 
 export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
@@ -1528,6 +1542,9 @@ export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
     }
     if (message.appSlug !== "") {
       writer.uint32(18).string(message.appSlug);
+    }
+    if (message.revokeAccounts !== false) {
+      writer.uint32(24).bool(message.revokeAccounts);
     }
     return writer;
   },
@@ -1561,6 +1578,14 @@ export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
             message.appSlug = reader.string();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.revokeAccounts = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1580,6 +1605,7 @@ export const DeleteAppRequest: MessageFns<DeleteAppRequest> = {
     const message = createBaseDeleteAppRequest();
     message.projectId = object.projectId ?? "";
     message.appSlug = object.appSlug ?? "";
+    message.revokeAccounts = object.revokeAccounts ?? false;
     return message;
   },
 };
@@ -2335,6 +2361,8 @@ function createBaseUpdateOauthAppRequest(): UpdateOauthAppRequest {
     description: undefined,
     scopes: [],
     additionalScopes: [],
+    clearScopes: false,
+    clearAdditionalScopes: false,
   };
 }
 
@@ -2363,6 +2391,12 @@ export const UpdateOauthAppRequest: MessageFns<UpdateOauthAppRequest> = {
     }
     for (const v of message.additionalScopes) {
       writer.uint32(66).string(v!);
+    }
+    if (message.clearScopes !== false) {
+      writer.uint32(72).bool(message.clearScopes);
+    }
+    if (message.clearAdditionalScopes !== false) {
+      writer.uint32(80).bool(message.clearAdditionalScopes);
     }
     return writer;
   },
@@ -2444,6 +2478,22 @@ export const UpdateOauthAppRequest: MessageFns<UpdateOauthAppRequest> = {
             message.additionalScopes.push(reader.string());
             continue;
           }
+          case 9: {
+            if (tag !== 72) {
+              break;
+            }
+
+            message.clearScopes = reader.bool();
+            continue;
+          }
+          case 10: {
+            if (tag !== 80) {
+              break;
+            }
+
+            message.clearAdditionalScopes = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -2469,6 +2519,8 @@ export const UpdateOauthAppRequest: MessageFns<UpdateOauthAppRequest> = {
     message.description = object.description ?? undefined;
     message.scopes = object.scopes?.map((e) => e) || [];
     message.additionalScopes = object.additionalScopes?.map((e) => e) || [];
+    message.clearScopes = object.clearScopes ?? false;
+    message.clearAdditionalScopes = object.clearAdditionalScopes ?? false;
     return message;
   },
 };
@@ -3411,7 +3463,7 @@ export const ListAppOverridesResponse: MessageFns<ListAppOverridesResponse> = {
 };
 
 function createBaseUpdateAppOverrideRequest(): UpdateAppOverrideRequest {
-  return { projectId: "", appOverrideId: "", name: undefined, oauthAppId: undefined, fields: {} };
+  return { projectId: "", appOverrideId: "", name: undefined, oauthAppId: undefined, fields: {}, clearFields: false };
 }
 
 export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
@@ -3431,6 +3483,9 @@ export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
     globalThis.Object.entries(message.fields).forEach(([key, value]: [string, string]) => {
       UpdateAppOverrideRequest_FieldsEntry.encode({ key: key as any, value }, writer.uint32(42).fork()).join();
     });
+    if (message.clearFields !== false) {
+      writer.uint32(48).bool(message.clearFields);
+    }
     return writer;
   },
 
@@ -3490,6 +3545,14 @@ export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
             }
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.clearFields = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -3520,6 +3583,7 @@ export const UpdateAppOverrideRequest: MessageFns<UpdateAppOverrideRequest> = {
       },
       {},
     );
+    message.clearFields = object.clearFields ?? false;
     return message;
   },
 };

@@ -6,12 +6,16 @@ import { ListCredentialChangesRequest, ListCredentialChangesResponse } from "./c
 import {
   CompleteAuthorizationRequest,
   CompleteAuthorizationResponse,
+  DestroyAppRequest,
+  DestroyAppResponse,
   DestroyCredentialsRequest,
   DestroyCredentialsResponse,
   DestroyOauthClientRequest,
   DestroyOauthClientResponse,
   GetCredentialRequest,
   GetCredentialResponse,
+  PutAppRequest,
+  PutAppResponse,
   PutOauthClientRequest,
   PutOauthClientResponse,
   RefreshCredentialRequest,
@@ -209,6 +213,30 @@ export const CredentialVaultDefinition = {
       requestType: DestroyWebhookKeyRequest as typeof DestroyWebhookKeyRequest,
       requestStream: false,
       responseType: DestroyWebhookKeyResponse as typeof DestroyWebhookKeyResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Takes a project's own app, or its new definition; judged by the catalog's schema and the egress rules. Answers when no
+     * proxy uses a lease by the old definition any more.
+     */
+    putApp: {
+      name: "PutApp",
+      requestType: PutAppRequest as typeof PutAppRequest,
+      requestStream: false,
+      responseType: PutAppResponse as typeof PutAppResponse,
+      responseStream: false,
+      options: {},
+    },
+    /**
+     * Ends a project's own app: nothing is authorized, stored, leased or refreshed by it any more. What is still to be revoked
+     * at its provider is revoked by its last definition.
+     */
+    destroyApp: {
+      name: "DestroyApp",
+      requestType: DestroyAppRequest as typeof DestroyAppRequest,
+      requestStream: false,
+      responseType: DestroyAppResponse as typeof DestroyAppResponse,
       responseStream: false,
       options: {},
     },

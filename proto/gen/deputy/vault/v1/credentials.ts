@@ -257,6 +257,11 @@ export interface PutOauthClientRequest {
   clientId: string;
   /** Optional. Secret: never logged. The client secrets in the order in which they are tried; none for a public client. */
   clientSecrets: string[];
+  /**
+   * Optional. Whether the secrets that the client has already are kept behind these, the one that worked last before the
+   * others, five in all. A client that is not there has none.
+   */
+  keepSecrets: boolean;
 }
 
 /** The OAuth client is stored. */
@@ -273,6 +278,30 @@ export interface DestroyOauthClientRequest {
 
 /** The OAuth client's secrets are gone. */
 export interface DestroyOauthClientResponse {
+}
+
+/** A project's own app, first or anew; its slug stands in the definition. */
+export interface PutAppRequest {
+  /** Required. The project. */
+  projectId: string;
+  /** Required. The definition in the catalog's format, YAML or JSON. */
+  definition: string;
+}
+
+/** The app can be used. */
+export interface PutAppResponse {
+}
+
+/** Names the project's own app to be ended. */
+export interface DestroyAppRequest {
+  /** Required. The project. */
+  projectId: string;
+  /** Required. The app. */
+  appSlug: string;
+}
+
+/** The app is not used any more. */
+export interface DestroyAppResponse {
 }
 
 function createBaseCredential(): Credential {
@@ -1860,7 +1889,7 @@ export const DestroyCredentialsResponse: MessageFns<DestroyCredentialsResponse> 
 };
 
 function createBasePutOauthClientRequest(): PutOauthClientRequest {
-  return { projectId: "", oauthAppId: "", appSlug: "", clientId: "", clientSecrets: [] };
+  return { projectId: "", oauthAppId: "", appSlug: "", clientId: "", clientSecrets: [], keepSecrets: false };
 }
 
 export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
@@ -1879,6 +1908,9 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
     }
     for (const v of message.clientSecrets) {
       writer.uint32(42).string(v!);
+    }
+    if (message.keepSecrets !== false) {
+      writer.uint32(48).bool(message.keepSecrets);
     }
     return writer;
   },
@@ -1936,6 +1968,14 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
             message.clientSecrets.push(reader.string());
             continue;
           }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.keepSecrets = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1958,6 +1998,7 @@ export const PutOauthClientRequest: MessageFns<PutOauthClientRequest> = {
     message.appSlug = object.appSlug ?? "";
     message.clientId = object.clientId ?? "";
     message.clientSecrets = object.clientSecrets?.map((e) => e) || [];
+    message.keepSecrets = object.keepSecrets ?? false;
     return message;
   },
 };
@@ -2111,6 +2152,226 @@ export const DestroyOauthClientResponse: MessageFns<DestroyOauthClientResponse> 
   },
   fromPartial(_: DeepPartial<DestroyOauthClientResponse>): DestroyOauthClientResponse {
     const message = createBaseDestroyOauthClientResponse();
+    return message;
+  },
+};
+
+function createBasePutAppRequest(): PutAppRequest {
+  return { projectId: "", definition: "" };
+}
+
+export const PutAppRequest: MessageFns<PutAppRequest> = {
+  encode(message: PutAppRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.definition !== "") {
+      writer.uint32(18).string(message.definition);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PutAppRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePutAppRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.definition = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PutAppRequest>): PutAppRequest {
+    return PutAppRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<PutAppRequest>): PutAppRequest {
+    const message = createBasePutAppRequest();
+    message.projectId = object.projectId ?? "";
+    message.definition = object.definition ?? "";
+    return message;
+  },
+};
+
+function createBasePutAppResponse(): PutAppResponse {
+  return {};
+}
+
+export const PutAppResponse: MessageFns<PutAppResponse> = {
+  encode(_: PutAppResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): PutAppResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBasePutAppResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<PutAppResponse>): PutAppResponse {
+    return PutAppResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<PutAppResponse>): PutAppResponse {
+    const message = createBasePutAppResponse();
+    return message;
+  },
+};
+
+function createBaseDestroyAppRequest(): DestroyAppRequest {
+  return { projectId: "", appSlug: "" };
+}
+
+export const DestroyAppRequest: MessageFns<DestroyAppRequest> = {
+  encode(message: DestroyAppRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.appSlug !== "") {
+      writer.uint32(18).string(message.appSlug);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DestroyAppRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDestroyAppRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.appSlug = reader.string();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<DestroyAppRequest>): DestroyAppRequest {
+    return DestroyAppRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<DestroyAppRequest>): DestroyAppRequest {
+    const message = createBaseDestroyAppRequest();
+    message.projectId = object.projectId ?? "";
+    message.appSlug = object.appSlug ?? "";
+    return message;
+  },
+};
+
+function createBaseDestroyAppResponse(): DestroyAppResponse {
+  return {};
+}
+
+export const DestroyAppResponse: MessageFns<DestroyAppResponse> = {
+  encode(_: DestroyAppResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): DestroyAppResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseDestroyAppResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<DestroyAppResponse>): DestroyAppResponse {
+    return DestroyAppResponse.fromPartial(base ?? {});
+  },
+  fromPartial(_: DeepPartial<DestroyAppResponse>): DestroyAppResponse {
+    const message = createBaseDestroyAppResponse();
     return message;
   },
 };
