@@ -127,6 +127,7 @@ function serviceSettings({ ports, logLevel = "info" }: StackOptions, state: Stat
   return {
     account: {
       ...common("account"),
+      ...egress,
       DEPUTY_ACCOUNT_INTERNAL_ADDRESS: local(ports.account),
       DEPUTY_ACCOUNT_PUBLIC_ADDRESS: local(ports.accountPublic),
       DEPUTY_DATABASE_URL: databaseUrl(postgres, "account"),

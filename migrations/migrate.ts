@@ -31,10 +31,8 @@ export async function migrate(options: MigrateOptions): Promise<readonly string[
     // Kysely and graphile-worker lock only a part of what they do. Held until this connection ends ("depu").
     await connection.query("select pg_advisory_lock(x'64657075'::int)");
     const applied = await runAll(openDatabase({ ...access, maxConnections: 2 }), migrations);
-    if (database === "vault") {
-      await installJobs({ ...access, maxConnections: 1 });
-      await grantJobs(connection, databaseRoles(database).runtime);
-    }
+    await installJobs({ ...access, maxConnections: 1 });
+    await grantJobs(connection, databaseRoles(database).runtime);
     return applied;
   } finally {
     await connection.end();

@@ -34,6 +34,8 @@ const statements = [
     account_id text not null,
     create_time moment not null,
     data jsonb not null,
+    -- In which order the events of an account happened, also within a millisecond.
+    sequence int8 not null generated always as identity,
     primary key (project_id, id)
   )`,
   "create index events_in_order on events (project_id, environment, create_time, id)",

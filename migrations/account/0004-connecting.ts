@@ -51,5 +51,4 @@ const statements = [
     primary key (project_id, oauth_app_id)
   )`,
   "create index own_oauth_clients_in_order on own_oauth_clients (create_time)",
-
 ];

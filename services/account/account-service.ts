@@ -23,10 +23,10 @@ import type { AccountDatabase } from "./schema.ts";
 import { startConnectionHandler } from "./start-connection.ts";
 import { tokenHandlers } from "./token-handlers.ts";
 import type { TokenKeys } from "./token-keys.ts";
-import { unbuiltHandlers } from "./unbuilt.ts";
 import { userHandlers } from "./user-handlers.ts";
 import { verifyConnectionHandler } from "./verify-connection.ts";
 import { type AccountSignals, watchAccountsHandler } from "./watch-accounts.ts";
+import { webhookHandlers } from "./webhook-handlers.ts";
 
 /** What the service works with. */
 export interface Collaborators {
@@ -39,18 +39,19 @@ export interface Collaborators {
   readonly gatewayUrl: string;
   /** How many external users the development environment of a project takes; 0 for any number. */
   readonly developmentUsers: number;
+  /** `host:port` of webhooks that may be on loopback: development only. */
+  readonly exemptTargets: readonly string[];
 }
 
 /** `now` gives milliseconds since 1970. */
 export function accountService(
-  { db, vault, catalog, tokenKeys, signals, gatewayUrl, developmentUsers }: Collaborators,
+  { db, vault, catalog, tokenKeys, signals, gatewayUrl, developmentUsers, exemptTargets }: Collaborators,
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;
   const catalogOf = catalogsOver(db, catalog);
   const revocations = revocationHandlers({ db, vault }, now);
   return {
-    ...unbuiltHandlers,
     ...projectHandlers({ db, catalogOf }, now),
     ...deleteProjectHandler({ db, vault }, now),
     ...apiClientHandlers({ db }, now),
@@ -71,5 +72,6 @@ export function accountService(
     ...watchAccountsHandler({ db, signals }),
     ...revocations,
     ...deleteUserHandler({ db, vault }, now),
+    ...webhookHandlers({ db, vault, exemptTargets }, now),
   };
 }

@@ -27,12 +27,18 @@ export interface AccountFilter extends AccountScope {
   readonly actor?: Actor;
 }
 
+/** What the vault tells of a credential that it has stored. */
+export type CredentialFacts = Pick<
+  AccountRow,
+  "credentialGeneration" | "expireTime" | "lastRefreshTime" | "nextRefreshTime"
+>;
+
 /** What a new account is made of; without an owner it belongs to the project. */
 export type NewAccount = Omit<
   AccountRow,
-  "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime" | keyof Shared
+  "state" | "health" | "error" | "createTime" | "updateTime" | "revokeTime" | keyof Shared | keyof CredentialFacts
 > &
-  Partial<Pick<AccountRow, "ownerMemberId">>;
+  Partial<CredentialFacts & Pick<AccountRow, "ownerMemberId">>;
 
 /** Call it in a transaction: it holds the account's project. */
 export async function insertAccount(db: AccountDatabase, account: NewAccount, time: Date): Promise<AccountRow> {
@@ -91,13 +97,15 @@ export function accountRevoked(time: Date): StatusError {
 /** Notes that the account's credential was replaced. Undefined when it was revoked meanwhile. */
 export async function updateReconnectedAccount(
   db: AccountDatabase,
-  account: Pick<NewAccount, "projectId" | "id" | "name" | "oauthAppId" | "authorizedScopes">,
+  account: Pick<NewAccount, "projectId" | "id" | "name" | "oauthAppId" | "authorizedScopes" | keyof CredentialFacts>,
   time: Date,
 ): Promise<AccountRow | undefined> {
   const { projectId, id, name, oauthAppId, authorizedScopes } = account;
+  const { credentialGeneration, expireTime, lastRefreshTime, nextRefreshTime } = account;
   return db
     .updateTable("accounts")
     .set({ oauthAppId, authorizedScopes, health: "HEALTHY", error: "", updateTime: time })
+    .set({ credentialGeneration, expireTime, lastRefreshTime, nextRefreshTime })
     .$if(name !== "", (update) => update.set({ name }))
     .where("projectId", "=", projectId)
     .where("id", "=", id)

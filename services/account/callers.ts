@@ -72,6 +72,7 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   deleteWebhook: api("connect:projects:write"),
   rotateWebhookKey: api("connect:projects:write"),
   listEvents: api("connect:projects:read"),
+  replayEvents: api("connect:projects:write"),
   watchAccounts: [{ service: "proxy" }, ...operator],
   // Entries tell of accounts, users and settings alike, so no scope for one of these is enough.
   listAuditEntries: api("connect:audit:read"),

@@ -21,7 +21,7 @@ import { claimConnectToken, getConnectToken, invalidConnectToken, releaseConnect
 import { actingUser, auditConnection, connectAccount, tellFailure } from "./connection-outcomes.ts";
 import { awaitVerification, endConnection, getConnectionByState, lockConnection } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { connectionMessage } from "./messages.ts";
+import { connectionMessage, credentialFacts } from "./messages.ts";
 import type { AccountDatabase, ConnectionRow, ConnectTokenRow } from "./schema.ts";
 import { isVerifierOf, verifiableUntil, verificationUri, verifierOf } from "./verification.ts";
 
@@ -85,8 +85,8 @@ export function completeConnectionHandler(
     const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId, reconnects } = connection;
     const { identityName: name, credential } = response;
     const whose = { projectId, id, environment, externalUserId, appSlug, oauthAppId };
-    const authorizedScopes = credential?.scopes ?? [];
-    const account = { ...whose, name, authorizedScopes, ownerMemberId: token.actorMemberId };
+    const facts = { authorizedScopes: credential?.scopes ?? [], ...credentialFacts(credential) };
+    const account = { ...whose, name, ...facts, ownerMemberId: token.actorMemberId };
     const time = new Date(now());
     if (!reconnects) await takeReservation(tx, connection);
     const connected = { account, reconnects, connectionId: connection.id, webhookUri: token.webhookUri };

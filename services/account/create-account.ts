@@ -21,7 +21,7 @@ import { auditConnection, connectAccount, webhookOf } from "./connection-outcome
 import { getConnection, insertConnection } from "./connections.ts";
 import { ensureUser } from "./external-users.ts";
 import { afterwards, type HandlerGroup, ownRight, toDo, type Vault } from "./handler-group.ts";
-import { accountMessage } from "./messages.ts";
+import { accountMessage, credentialFacts } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { applyOverride } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
@@ -104,7 +104,7 @@ export function createAccountHandler(
   async function seal({ account, material, test }: Plan, call: Call): Promise<NewAccount> {
     const { id: accountId, name: _name, ownerMemberId: _owner, ...of } = account;
     const { credential } = await vault.storeCredential({ ...of, accountId, material, test }, ownRight(call));
-    return { ...account, authorizedScopes: credential?.scopes ?? [] };
+    return { ...account, authorizedScopes: credential?.scopes ?? [], ...credentialFacts(credential) };
   }
 
   async function connect({ before, token, attempt }: Plan, account: NewAccount, call: Call): Promise<AccountRow> {

@@ -19,6 +19,8 @@ export type Vault = Pick<
   | "destroyCredentials"
   | "putOauthClient"
   | "eraseUser"
+  | "createWebhookKey"
+  | "destroyWebhookKey"
   | "destroyOauthClient"
   | "putApp"
   | "destroyApp"

@@ -3,23 +3,38 @@ import { loadCatalog } from "#libs/catalog.ts";
 import { readConfig } from "#libs/config.ts";
 import { openDatabase } from "#libs/database.ts";
 import { listenForSignals } from "#libs/database-signals.ts";
+import { openEgress } from "#libs/egress.ts";
 import { createLogger } from "#libs/log.ts";
 import { dieLoudly, stopInOrder } from "#libs/process.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { startServer } from "#libs/rpc-server.ts";
-import { catalogDirectory, gatewayUrl, serviceSettings, tlsIdentity, vaultAddress } from "#libs/service-settings.ts";
+import {
+  catalogDirectory,
+  egressOptions,
+  egressSettings,
+  gatewayUrl,
+  serviceSettings,
+  tlsIdentity,
+  vaultAddress,
+} from "#libs/service-settings.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { startPruning } from "./account-changes.ts";
 import { accountService } from "./account-service.ts";
 import { authenticator } from "./authenticate.ts";
 import { callers } from "./callers.ts";
+import { eventBodies } from "./event-bodies.ts";
+import { startHealthWatch } from "./health-client.ts";
+import { startJobs } from "./jobs.ts";
+import { catalogsOver } from "./own-apps.ts";
 import type { Tables } from "./schema.ts";
+import { vaultSigner } from "./signing-client.ts";
 import { startSweep } from "./sweep-connecting.ts";
 import { loadTokenKeys } from "./token-keys.ts";
 
 const config = readConfig({
   ...serviceSettings,
+  ...egressSettings,
   ...catalogDirectory,
   DEPUTY_ACCOUNT_INTERNAL_ADDRESS: { kind: "address", default: "127.0.0.1:7401", help: "Where services call." },
   DEPUTY_ACCOUNT_PUBLIC_ADDRESS: {
@@ -52,15 +67,14 @@ const database = {
   password: config.DEPUTY_DATABASE_PASSWORD_FILE,
   applicationName: "deputy-account",
   statementTimeoutMs: 20_000,
+  onIdleError: (error: Error) => log.warn({ err: error }, "an idle connection to the database was lost"),
 };
-const db = openDatabase<Tables>({
-  ...database,
-  maxConnections: 20,
-  onIdleError: (error) => log.warn({ err: error }, "an idle connection to the database was lost"),
-});
+const db = openDatabase<Tables>({ ...database, maxConnections: 20 });
 const signals = listenForSignals({ database, channels: ["account_changes"], log });
 const pruning = startPruning(db, log);
 const vault = createClient(CredentialVaultDefinition, { address: config.DEPUTY_VAULT_ADDRESS, tls, service: "vault" });
+const outgoing = egressOptions(config);
+const egress = openEgress(outgoing);
 
 const server = await startServer({
   definition: AccountServiceDefinition,
@@ -73,6 +87,7 @@ const server = await startServer({
       signals,
       gatewayUrl: config.DEPUTY_GATEWAY_URL,
       developmentUsers: config.DEPUTY_DEVELOPMENT_USERS,
+      exemptTargets: outgoing.exemptTargets,
     },
     Date.now,
   ),
@@ -84,7 +99,34 @@ const server = await startServer({
   reflection: config.DEPUTY_DEVELOPMENT,
   log,
 });
+const { exemptTargets } = outgoing;
+const jobs = await startJobs(
+  {
+    db,
+    sign: vaultSigner(db, vault),
+    bodies: eventBodies(catalogsOver(db, catalog)),
+    outgoing: { egress, exemptTargets },
+    log,
+  },
+  database,
+  Date.now,
+);
+const healthWatch = startHealthWatch(
+  { db, vault, gatewayUrl: config.DEPUTY_GATEWAY_URL, log, pollMs: 1_000 },
+  Date.now,
+);
 const sweep = startSweep({ db, vault }, log);
 log.info({ internalPort: server.internalPort, publicPort: server.publicPort, apps: catalog.size }, "serving");
 // The signals first, because streams would hold up the drain.
-stopInOrder(log, signals.stop, server.drain, sweep.stop, pruning.stop, vault.close, () => db.destroy());
+stopInOrder(
+  log,
+  signals.stop,
+  server.drain,
+  sweep.stop,
+  pruning.stop,
+  healthWatch.stop,
+  jobs.stop,
+  egress.close,
+  vault.close,
+  () => db.destroy(),
+);

@@ -5,6 +5,8 @@ import type { AuditEntry as AuditEntryMessage } from "#proto/deputy/account/v1/a
 import { type Connection, ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { ApiClient, Project } from "#proto/deputy/account/v1/projects.ts";
 import type { ExternalUser } from "#proto/deputy/account/v1/users.ts";
+import type { Credential } from "#proto/deputy/vault/v1/credentials.ts";
+import type { CredentialFacts } from "./accounts.ts";
 import { appId } from "./app-choice.ts";
 import type { AppOverride as OverrideRow } from "./app-overrides.ts";
 import type { AuditEntry } from "./audit-entries.ts";
@@ -12,7 +14,16 @@ import type { CountedUser } from "./external-users.ts";
 import type { KnownApp } from "./own-apps.ts";
 import type { AccountRow, ApiClientRow, ConnectionRow, OauthAppRow, ProjectRow } from "./schema.ts";
 
-/** Times of the credential are the vault's to know and are not filled in here. */
+/** What the vault says of a credential that it has stored, for the account's row: the watch (health.ts) goes on from there. */
+export function credentialFacts(credential: Credential | undefined): CredentialFacts {
+  return {
+    credentialGeneration: credential === undefined ? null : Number(credential.generation),
+    expireTime: credential?.expireTime ?? null,
+    lastRefreshTime: credential?.lastRefreshTime ?? null,
+    nextRefreshTime: credential?.nextRefreshTime ?? null,
+  };
+}
+
 export function accountMessage(row: AccountRow): Account {
   return Account.fromPartial({
     id: row.id,
@@ -31,6 +42,9 @@ export function accountMessage(row: AccountRow): Account {
     sharedMemberIds: [...row.sharedMemberIds],
     createTime: row.createTime,
     updateTime: row.updateTime,
+    expireTime: row.expireTime ?? undefined,
+    lastRefreshTime: row.lastRefreshTime ?? undefined,
+    nextRefreshTime: row.nextRefreshTime ?? undefined,
   });
 }
 

@@ -1,6 +1,6 @@
 // The rows of the account database as TypeScript sees them; migrations/account makes the tables. They stand in one file
 // because Kysely wants the whole schema in the type of a database. Columns are snake_case in Postgres and camelCase here.
-import type { Generated, JSONColumnType, Kysely } from "kysely";
+import type { Generated, GeneratedAlways, JSONColumnType, Kysely } from "kysely";
 
 /** The account database, or a transaction in it. */
 export type AccountDatabase = Kysely<Tables>;
@@ -20,6 +20,10 @@ export interface Tables {
   ownOauthClients: OwnOauthClientRow;
   auditEntries: AuditEntryRow;
   events: EventRow;
+  webhookEndpoints: WebhookEndpointsTable;
+  webhookDeliveries: WebhookDeliveriesTable;
+  webhookLanes: WebhookLanesTable;
+  credentialWatch: CredentialWatchTable;
 }
 
 /** A row of which some columns need not be given. */
@@ -151,7 +155,7 @@ export interface AccountRow {
   oauthAppId: string;
   name: string;
   state: "ACTIVE" | "REVOKING" | "REVOKED";
-  /** What this service knows of it: the vault alone sees refreshes fail, and does not report them here yet. */
+  /** What the vault has told of its credential: health.ts. */
   health: "HEALTHY" | "UNHEALTHY" | "DEAD";
   error: string;
   authorizedScopes: readonly string[];
@@ -164,6 +168,11 @@ export interface AccountRow {
   sharing: "PRIVATE" | "WORKSPACE" | "MEMBERS";
   /** Not empty with MEMBERS, and then alone. */
   sharedMemberIds: readonly string[];
+  /** Of the credential that the times and the health are of; null until the vault has told of one. */
+  credentialGeneration: number | null;
+  expireTime: Date | null;
+  lastRefreshTime: Date | null;
+  nextRefreshTime: Date | null;
 }
 
 /** An id that the vault may hold a credential of, before there is an account. */
@@ -209,4 +218,57 @@ export interface EventRow {
   accountId: string;
   createTime: Date;
   data: JSONColumnType<Told>;
+  sequence: GeneratedAlways<bigint>;
+}
+
+/** Where events are posted. */
+export interface WebhookEndpointsTable {
+  projectId: string;
+  environment: EnvironmentNumber;
+  id: string;
+  /** A project's own, or one that a connect token named. */
+  kind: "WEBHOOK" | "CONNECTION";
+  url: string;
+  createTime: Date;
+  updateTime: Date;
+  failingLanes: Generated<readonly string[]>;
+  failedProbes: Generated<number>;
+  /** Null: the breaker is closed. */
+  openUntil: Date | null;
+  lastFailureTime: Date | null;
+}
+
+/** One posting of one event to one endpoint. */
+export interface WebhookDeliveriesTable {
+  projectId: string;
+  eventId: string;
+  endpointId: string;
+  environment: EnvironmentNumber;
+  lane: string;
+  /** Its place in its lane. */
+  sequence: Generated<bigint>;
+  state: Generated<"PENDING" | "DELIVERED" | "FAILED">;
+  attempts: Generated<number>;
+  lastError: Generated<string>;
+  createTime: Date;
+  expireTime: Date;
+  completeTime: Date | null;
+}
+
+/** The accounts with something to be posted to an endpoint. */
+export interface WebhookLanesTable {
+  projectId: string;
+  environment: EnvironmentNumber;
+  endpointId: string;
+  lane: string;
+  dueTime: Date;
+  /** Which attempt is at it, and until when it has it for itself. */
+  claimId: string | null;
+  claimedUntil: Date | null;
+}
+
+/** How far the vault's changes have been taken over: one row. */
+export interface CredentialWatchTable {
+  id: number;
+  pageToken: string;
 }

@@ -21,6 +21,7 @@ import { addProxyRoutes, type ProxyClient } from "./proxy.ts";
 import { hostHeaderFault } from "./requests.ts";
 import { addTokenRoutes, type TokenClient } from "./tokens.ts";
 import { addUserRoutes, type UserClient } from "./users.ts";
+import { addWebhookRoutes, type WebhookClient } from "./webhooks.ts";
 
 /** What the gateway works with. */
 export interface GatewayCollaborators {
@@ -32,7 +33,8 @@ export interface GatewayCollaborators {
     OauthAppClient &
     AppOverrideClient &
     ProjectClient &
-    UserClient;
+    UserClient &
+    WebhookClient;
   readonly proxy: ProxyClient;
   readonly health: Readonly<Record<string, HealthClient>>;
   /** Where browsers reach this gateway. */
@@ -110,6 +112,7 @@ export function buildGateway({ account, proxy, health, gatewayUrl, log }: Gatewa
   addAccountRoutes(app, account);
   addConnectionRoutes(app, account);
   addAppRoutes(app, account);
+  addWebhookRoutes(app, account);
   addAppCategoryRoutes(app, account);
   addOauthAppRoutes(app, account);
   addAppOverrideRoutes(app, account);

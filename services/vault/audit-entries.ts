@@ -26,6 +26,8 @@ export type AuditAction =
   | "credential.revocation_failed"
   | "oauth_client.put"
   | "oauth_client.destroyed"
+  | "webhook_key.created"
+  | "webhook_key.destroyed"
   | "app.put"
   | "app.destroyed"
   | "keys.rotated"

@@ -7,7 +7,8 @@ import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { StoreCredentialRequest } from "#proto/deputy/vault/v1/credentials.ts";
 import { actorOf } from "./audit-entries.ts";
-import { credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
+import { listCredentialChanges } from "./credential-changes.ts";
+import { changeMessage, credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
 import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
 import { eraseUser } from "./erase-user.ts";
@@ -36,9 +37,17 @@ export interface CredentialHandlerOptions {
   readonly tryKeys: TryKeys;
 }
 
+const changesPerPage = 500;
+
 type CredentialHandlers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
-  "storeCredential" | "getCredential" | "refreshCredential" | "revealCredential" | "destroyCredentials" | "eraseUser"
+  | "storeCredential"
+  | "getCredential"
+  | "listCredentialChanges"
+  | "refreshCredential"
+  | "revealCredential"
+  | "destroyCredentials"
+  | "eraseUser"
 >;
 
 /** The handlers over their collaborators. */
@@ -69,6 +78,11 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
       const { projectId, accountId } = request;
       const filter = { projectId, accountId, environment: environmentName(request.environment) };
       return { credential: credentialMessage(await getCredential(db, filter)) };
+    },
+
+    async listCredentialChanges({ pageSize, pageToken }) {
+      const { rows, nextPageToken } = await listCredentialChanges(db, pageToken, pageSize || changesPerPage);
+      return { changes: rows.map(changeMessage), nextPageToken };
     },
 
     async refreshCredential(request, call) {

@@ -2,6 +2,7 @@
 import type { CatalogApp } from "#libs/catalog.ts";
 import { ProviderRevocation, type RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import type { CredentialChange } from "#proto/deputy/vault/v1/credential_changes.ts";
 import { type Credential, CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
 import type { AuthFailureRule, InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import type { CredentialRow } from "./credentials.ts";
@@ -29,6 +30,13 @@ export function credentialMessage(row: CredentialRow): Credential {
     createTime,
     updateTime,
   };
+}
+
+/** A credential that has changed. */
+export function changeMessage(row: CredentialRow): CredentialChange {
+  const { projectId, failures } = row;
+  const environment = row.environment === "development" ? Environment.DEVELOPMENT : Environment.PRODUCTION;
+  return { projectId, environment, credential: credentialMessage(row), failures };
 }
 
 /** An app's rule for answers that refuse a credential. */

@@ -41,7 +41,7 @@ const header = Buffer.from([version, suite]);
 const derivationInfo = Buffer.from("deputy-vault/v1/suite01");
 
 /** What a sealed record is for; part of the stored format, so a name once used stays. */
-export type Purpose = "credential" | "oauth-client" | "authorization" | "revocation" | "spool";
+export type Purpose = "credential" | "oauth-client" | "authorization" | "revocation" | "spool" | "webhook-key";
 
 /** The row that a blob belongs to. A field that does not apply is "". */
 export interface SealContext {

@@ -17,6 +17,7 @@ export interface VaultTables {
   readonly auditEntries: AuditEntriesTable;
   readonly auditCheckpoints: AuditCheckpointsTable;
   readonly auditPending: AuditPendingTable;
+  readonly webhookKeys: WebhookKeysTable;
 }
 
 /** The database, or a transaction in it. */
@@ -68,6 +69,8 @@ export interface CredentialsTable {
   readonly destroyedKinds: Generated<readonly string[]>;
   /** Of the provider's name for its user; null where it is not known. */
   readonly identityDigest: Buffer | null;
+  /** The transaction that changed the row last, as a number in a text: credential-changes.ts. */
+  readonly changeId: Generated<string>;
   /** Whether its app is the project's own. */
   readonly ownApp: Generated<boolean>;
 }
@@ -216,4 +219,19 @@ export interface AuditCheckpointsTable {
 /** Entries that no checkpoint has yet; a trigger puts them here. */
 export interface AuditPendingTable {
   readonly id: bigint;
+}
+
+/** What webhooks are signed with: one row for each webhook. */
+export interface WebhookKeysTable {
+  readonly projectId: string;
+  readonly webhookId: string;
+  readonly environment: EnvironmentName;
+  readonly generation: bigint;
+  readonly blob: Buffer | null;
+  readonly dataKeyId: string | null;
+  readonly wrappedDataKey: Buffer | null;
+  readonly kekId: string | null;
+  readonly createTime: Generated<Date>;
+  readonly updateTime: Generated<Date>;
+  readonly destroyTime: Date | null;
 }

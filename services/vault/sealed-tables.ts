@@ -15,6 +15,7 @@ export const sealedTables: readonly SealedTable[] = [
   { name: "oauth_clients", recordId: sql`oauth_app_id` },
   { name: "authorizations", recordId: sql`encode(state_digest, 'hex')` },
   { name: "revocations", recordId: sql`id` },
+  { name: "webhook_keys", recordId: sql`webhook_id` },
 ];
 
 /** A row's data key. */

@@ -27,6 +27,7 @@ import type { Secrets } from "./secrets.ts";
 import { transferHandlers } from "./transfer-handlers.ts";
 import type { TryKeys } from "./try-keys.ts";
 import { watchLeases } from "./watch-leases.ts";
+import { webhookKeyHandlers } from "./webhook-key-handlers.ts";
 
 type VaultHandlers = Handlers<typeof CredentialVaultDefinition>;
 
@@ -65,6 +66,7 @@ export function vaultService(options: VaultServiceOptions, operations: Operation
     ...credentialHandlers({ ...options, signals, signingKey, tryKeys }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
+    ...webhookKeyHandlers(options),
     ...leaseHandlers({ ...options, audit, grants }, operations.authenticate),
     watchLeases: (requests, call) => watchLeases({ ...options, signals, grants, audit }, requests, call),
     async rotateKeys({ activateKekId }, call) {

@@ -156,11 +156,6 @@ test("does not start when a method has no row in the callers table", async () =>
   await expect(start).rejects.toThrow("getAccount");
 });
 
-test("refuses what is not built instead of ignoring it", async () => {
-  const refused = { code: "UNIMPLEMENTED", reason: "NOT_IMPLEMENTED" };
-  await expect(Array.fromAsync(operator.watchAccounts({}, call()))).rejects.toMatchObject(refused);
-});
-
 test("does not take another kind of key, and says so without showing it", async () => {
   await expect(loadTokenKeys("not a key")).rejects.toThrow(
     /^DEPUTY_TOKEN_KEY_FILE does not hold an Ed25519 private key/,

@@ -40,7 +40,11 @@ export function newTokenKey(): string {
 }
 
 /** Starts the service; what it needs ends after the file's last test. Call it at the top level of a file. */
-export async function startAccount(vaultAddress?: string, moreApps: readonly CatalogApp[] = [], developmentUsers = 0) {
+export async function startAccount(
+  vaultAddress?: string,
+  moreApps: readonly CatalogApp[] = [],
+  { developmentUsers = 0, exemptTargets = [] }: { developmentUsers?: number; exemptTargets?: readonly string[] } = {},
+) {
   const database = await createTestDatabase("account");
   const lines: string[] = [];
   const log = createLogger("account", "debug", { write: (line) => lines.push(line) });
@@ -99,6 +103,7 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
           signals,
           gatewayUrl: "https://deputy.example:8443",
           developmentUsers,
+          exemptTargets,
         },
         now,
       ),
@@ -143,7 +148,7 @@ export async function startAccount(vaultAddress?: string, moreApps: readonly Cat
   };
   return {
     ...{ operator, gateway, proxy, api, vault, vaultClient, db, owner, clock, lines, tokenKeys, tokenKey, database },
-    ...{ signals, startSecond, access: database.runtime, asSuperuser },
+    ...{ signals, startSecond, access: database.runtime, asSuperuser, catalog, now, log },
   };
 }
 

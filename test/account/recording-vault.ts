@@ -1,6 +1,7 @@
 // A vault for tests in which the vault must fail, or must be seen: it answers as the contract says, keeps no secret beyond
 // the calls it has recorded, and throws what it is told to.
-import { StatusError } from "#libs/errors.ts";
+import { createHmac, randomBytes } from "node:crypto";
+import { notFound, StatusError } from "#libs/errors.ts";
 import { digest, randomText } from "#libs/ids.ts";
 import type { Call, Handlers } from "#libs/rpc.ts";
 import { ProviderRevocation } from "#proto/deputy/account/v1/accounts.ts";
@@ -24,6 +25,9 @@ type Answers = Pick<
   | "destroyCredentials"
   | "putOauthClient"
   | "eraseUser"
+  | "createWebhookKey"
+  | "signWebhook"
+  | "destroyWebhookKey"
   | "destroyOauthClient"
   | "putApp"
   | "destroyApp"
@@ -35,6 +39,7 @@ export async function startRecordingVault() {
   const faults: { method: string; error: unknown }[] = [];
   const hooks: { before?: (method: string) => Promise<void> } = {};
   const destroyed = new Map<string, Date>();
+  const webhookKeys = new Map<string, string[]>();
 
   const usual: Answers = {
     storeCredential: async ({ accountId, material }: StoreCredentialRequest) => {
@@ -65,6 +70,25 @@ export async function startRecordingVault() {
     }),
     putOauthClient: async () => ({}),
     eraseUser: async () => ({ destroyed: 0 }),
+    createWebhookKey: async ({ webhookId }) => {
+      const signingKey = `whsec_${randomBytes(32).toString("base64")}`;
+      webhookKeys.set(webhookId, [signingKey, ...(webhookKeys.get(webhookId) ?? [])].slice(0, 2));
+      return { signingKey };
+    },
+    signWebhook: async ({ webhookId, messageId, timestamp, body }) => {
+      const sign = (key: string) =>
+        createHmac("sha256", Buffer.from(key.slice(6), "base64"))
+          .update(`${messageId}.${timestamp}.`)
+          .update(body)
+          .digest("base64");
+      const keys = webhookKeys.get(webhookId);
+      if (keys === undefined) throw notFound("webhook key");
+      return { signature: keys.map((key) => `v1,${sign(key)}`).join(" ") };
+    },
+    destroyWebhookKey: async ({ webhookId }) => {
+      webhookKeys.delete(webhookId);
+      return {};
+    },
     destroyOauthClient: async () => ({}),
     putApp: async () => ({}),
     destroyApp: async () => ({}),
@@ -89,6 +113,7 @@ export async function startRecordingVault() {
     address: `127.0.0.1:${server.internalPort}`,
     calls,
     destroyed,
+    webhookKeys,
     hooks,
     /** What it answers; may be replaced until `restore`. */
     answers,

@@ -15,7 +15,7 @@ import {
 } from "./harness.ts";
 
 const limit = 10;
-const account = await startAccount(undefined, [], limit);
+const account = await startAccount(undefined, [], { developmentUsers: limit });
 const { api, db } = account;
 
 const connect = (token: string, externalUserId: string, more = {}) =>

@@ -180,6 +180,14 @@ const accountHandlers: AccountHandlers = {
   }),
 };
 
+const webhook = { id: "whk_1", url: "https://hooks.acme.com/deputy", createTime: time, updateTime: time };
+const webhookHandlers: AccountHandlers = {
+  getWebhook: async () => ({ webhook: undefined }),
+  setWebhook: async ({ url }) => ({ webhook: { ...webhook, url }, signingKey: "whsec_new" }),
+  rotateWebhookKey: async () => ({ webhook, signingKey: "whsec_next" }),
+  deleteWebhook: async () => ({}),
+};
+
 const proxyHandlers: ProxyHandlers = {
   forward: async () =>
     ForwardResponse.fromPartial({
@@ -223,6 +231,10 @@ const callers = {
   startConnection: api("connect:accounts:write"),
   getConnection: api("connect:accounts:read"),
   verifyConnection: [{ service: "gateway", scope: "connect:accounts:write" }],
+  getWebhook: [{ service: "gateway", scope: "connect:projects:read" }],
+  setWebhook: [{ service: "gateway", scope: "connect:projects:write" }],
+  rotateWebhookKey: [{ service: "gateway", scope: "connect:projects:write" }],
+  deleteWebhook: [{ service: "gateway", scope: "connect:projects:write" }],
   createOauthApp: managing,
   getOauthApp: managing,
   listOauthApps: managing,
@@ -265,7 +277,7 @@ export async function startGatewayFixture(gatewayUrl = "http://127.0.0.1:7400") 
     definition: AccountServiceDefinition,
     service: "account",
     callers,
-    handlers: noting(accountHandlers, () => accountChange),
+    handlers: noting({ ...accountHandlers, ...webhookHandlers }, () => accountChange),
     connectTokens: { [connectToken]: userClaims },
   });
   const proxy = await startStandIn({

@@ -12,6 +12,27 @@ export const protobufPackage = "deputy.account.v1";
 
 export const protobufFileName = "deputy/account/v1/events.proto";
 
+/** Where the posting of an event stands. */
+export const EventDeliveryState = {
+  /** UNSPECIFIED - Not given. */
+  UNSPECIFIED: 0,
+  /** PENDING - Not delivered yet: it is tried for 24 hours. */
+  PENDING: 1,
+  /** DELIVERED - The receiver has answered with a status from 200 to 299. */
+  DELIVERED: 2,
+  /** FAILED - Given up: after 24 hours, or because the webhook was deleted. */
+  FAILED: 3,
+} as const;
+
+export type EventDeliveryState = typeof EventDeliveryState[keyof typeof EventDeliveryState];
+
+export namespace EventDeliveryState {
+  export type UNSPECIFIED = typeof EventDeliveryState.UNSPECIFIED;
+  export type PENDING = typeof EventDeliveryState.PENDING;
+  export type DELIVERED = typeof EventDeliveryState.DELIVERED;
+  export type FAILED = typeof EventDeliveryState.FAILED;
+}
+
 /** Where a project's events are posted. */
 export interface Webhook {
   /** Output only. `whk_` and letters and digits. */
@@ -103,7 +124,29 @@ export interface Event {
     | Date
     | undefined;
   /** Output only. What happened, without secrets. */
-  data: { [key: string]: any } | undefined;
+  data:
+    | { [key: string]: any }
+    | undefined;
+  /** Output only. The user whom it is about. */
+  externalUserId: string;
+  /** Output only. How its posting to the project's webhook goes; absent when there was no webhook. After a replay, of the replay. */
+  delivery:
+    | EventDelivery
+    | undefined;
+  /** Output only. How its posting to the connect token's webhook_uri goes; absent without one. */
+  connectionDelivery: EventDelivery | undefined;
+}
+
+/** How the posting of an event goes. */
+export interface EventDelivery {
+  /** Output only. Where it stands. */
+  state: EventDeliveryState;
+  /** Output only. How often it was posted. */
+  attempts: number;
+  /** Output only. What was wrong the last time; empty once it is delivered. */
+  lastError: string;
+  /** Output only. When it was delivered or given up. */
+  completeTime: Date | undefined;
 }
 
 /** Selects events. */
@@ -128,6 +171,34 @@ export interface ListEventsResponse {
   events: Event[];
   /** Output only. What to send for the next page; empty on the last. */
   nextPageToken: string;
+}
+
+/** Selects events to be delivered to the project's webhook once more, whatever became of them before. */
+export interface ReplayEventsRequest {
+  /** Required unless the caller's token names it. The project. */
+  projectId: string;
+  /** Required unless the caller's token names it. The environment. */
+  environment: Environment;
+  /** Optional. These events. Give either them or a time range. */
+  eventIds: string[];
+  /** Optional. Events from this time on. */
+  startTime:
+    | Date
+    | undefined;
+  /** Optional. Events before this time; now when not given. */
+  endTime:
+    | Date
+    | undefined;
+  /** Optional. Of the range, only events that were given up. */
+  failedOnly: boolean;
+}
+
+/** The events are queued, in their order for each account. What is still waiting to be delivered is left as it is. */
+export interface ReplayEventsResponse {
+  /** Output only. How many were queued: at most 10000 by one call. */
+  replayedCount: number;
+  /** Output only. Where the range goes on after the last one queued; absent when that was all. */
+  nextStartTime: Date | undefined;
 }
 
 /** Asks for account changes as they happen, of all projects. */
@@ -774,7 +845,16 @@ export const RotateWebhookKeyResponse: MessageFns<RotateWebhookKeyResponse> = {
 };
 
 function createBaseEvent(): Event {
-  return { id: "", type: "", accountId: "", createTime: undefined, data: undefined };
+  return {
+    id: "",
+    type: "",
+    accountId: "",
+    createTime: undefined,
+    data: undefined,
+    externalUserId: "",
+    delivery: undefined,
+    connectionDelivery: undefined,
+  };
 }
 
 export const Event: MessageFns<Event> = {
@@ -793,6 +873,15 @@ export const Event: MessageFns<Event> = {
     }
     if (message.data !== undefined) {
       Struct.encode(Struct.wrap(message.data), writer.uint32(42).fork()).join();
+    }
+    if (message.externalUserId !== "") {
+      writer.uint32(50).string(message.externalUserId);
+    }
+    if (message.delivery !== undefined) {
+      EventDelivery.encode(message.delivery, writer.uint32(58).fork()).join();
+    }
+    if (message.connectionDelivery !== undefined) {
+      EventDelivery.encode(message.connectionDelivery, writer.uint32(66).fork()).join();
     }
     return writer;
   },
@@ -850,6 +939,30 @@ export const Event: MessageFns<Event> = {
             message.data = Struct.unwrap(Struct.decode(reader, reader.uint32()));
             continue;
           }
+          case 6: {
+            if (tag !== 50) {
+              break;
+            }
+
+            message.externalUserId = reader.string();
+            continue;
+          }
+          case 7: {
+            if (tag !== 58) {
+              break;
+            }
+
+            message.delivery = EventDelivery.decode(reader, reader.uint32());
+            continue;
+          }
+          case 8: {
+            if (tag !== 66) {
+              break;
+            }
+
+            message.connectionDelivery = EventDelivery.decode(reader, reader.uint32());
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -872,6 +985,104 @@ export const Event: MessageFns<Event> = {
     message.accountId = object.accountId ?? "";
     message.createTime = object.createTime ?? undefined;
     message.data = object.data ?? undefined;
+    message.externalUserId = object.externalUserId ?? "";
+    message.delivery = (object.delivery !== undefined && object.delivery !== null)
+      ? EventDelivery.fromPartial(object.delivery)
+      : undefined;
+    message.connectionDelivery = (object.connectionDelivery !== undefined && object.connectionDelivery !== null)
+      ? EventDelivery.fromPartial(object.connectionDelivery)
+      : undefined;
+    return message;
+  },
+};
+
+function createBaseEventDelivery(): EventDelivery {
+  return { state: 0, attempts: 0, lastError: "", completeTime: undefined };
+}
+
+export const EventDelivery: MessageFns<EventDelivery> = {
+  encode(message: EventDelivery, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.state !== 0) {
+      writer.uint32(8).int32(message.state);
+    }
+    if (message.attempts !== 0) {
+      writer.uint32(16).int32(message.attempts);
+    }
+    if (message.lastError !== "") {
+      writer.uint32(26).string(message.lastError);
+    }
+    if (message.completeTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.completeTime), writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): EventDelivery {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseEventDelivery();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.attempts = reader.int32();
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.lastError = reader.string();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.completeTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<EventDelivery>): EventDelivery {
+    return EventDelivery.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<EventDelivery>): EventDelivery {
+    const message = createBaseEventDelivery();
+    message.state = object.state ?? 0;
+    message.attempts = object.attempts ?? 0;
+    message.lastError = object.lastError ?? "";
+    message.completeTime = object.completeTime ?? undefined;
     return message;
   },
 };
@@ -1054,6 +1265,188 @@ export const ListEventsResponse: MessageFns<ListEventsResponse> = {
     const message = createBaseListEventsResponse();
     message.events = object.events?.map((e) => Event.fromPartial(e)) || [];
     message.nextPageToken = object.nextPageToken ?? "";
+    return message;
+  },
+};
+
+function createBaseReplayEventsRequest(): ReplayEventsRequest {
+  return { projectId: "", environment: 0, eventIds: [], startTime: undefined, endTime: undefined, failedOnly: false };
+}
+
+export const ReplayEventsRequest: MessageFns<ReplayEventsRequest> = {
+  encode(message: ReplayEventsRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.environment !== 0) {
+      writer.uint32(16).int32(message.environment);
+    }
+    for (const v of message.eventIds) {
+      writer.uint32(26).string(v!);
+    }
+    if (message.startTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.startTime), writer.uint32(34).fork()).join();
+    }
+    if (message.endTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.endTime), writer.uint32(42).fork()).join();
+    }
+    if (message.failedOnly !== false) {
+      writer.uint32(48).bool(message.failedOnly);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReplayEventsRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReplayEventsRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.environment = reader.int32() as any;
+            continue;
+          }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.eventIds.push(reader.string());
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.startTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 5: {
+            if (tag !== 42) {
+              break;
+            }
+
+            message.endTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 6: {
+            if (tag !== 48) {
+              break;
+            }
+
+            message.failedOnly = reader.bool();
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReplayEventsRequest>): ReplayEventsRequest {
+    return ReplayEventsRequest.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReplayEventsRequest>): ReplayEventsRequest {
+    const message = createBaseReplayEventsRequest();
+    message.projectId = object.projectId ?? "";
+    message.environment = object.environment ?? 0;
+    message.eventIds = object.eventIds?.map((e) => e) || [];
+    message.startTime = object.startTime ?? undefined;
+    message.endTime = object.endTime ?? undefined;
+    message.failedOnly = object.failedOnly ?? false;
+    return message;
+  },
+};
+
+function createBaseReplayEventsResponse(): ReplayEventsResponse {
+  return { replayedCount: 0, nextStartTime: undefined };
+}
+
+export const ReplayEventsResponse: MessageFns<ReplayEventsResponse> = {
+  encode(message: ReplayEventsResponse, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.replayedCount !== 0) {
+      writer.uint32(8).int32(message.replayedCount);
+    }
+    if (message.nextStartTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.nextStartTime), writer.uint32(18).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): ReplayEventsResponse {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseReplayEventsResponse();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 8) {
+              break;
+            }
+
+            message.replayedCount = reader.int32();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.nextStartTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<ReplayEventsResponse>): ReplayEventsResponse {
+    return ReplayEventsResponse.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<ReplayEventsResponse>): ReplayEventsResponse {
+    const message = createBaseReplayEventsResponse();
+    message.replayedCount = object.replayedCount ?? 0;
+    message.nextStartTime = object.nextStartTime ?? undefined;
     return message;
   },
 };

@@ -2,6 +2,7 @@
 // source: deputy/vault/v1/credential_vault.proto
 
 /* eslint-disable */
+import { ListCredentialChangesRequest, ListCredentialChangesResponse } from "./credential_changes.ts";
 import {
   CompleteAuthorizationRequest,
   CompleteAuthorizationResponse,
@@ -46,6 +47,14 @@ import {
   RotateKeysRequest,
   RotateKeysResponse,
 } from "./operations.ts";
+import {
+  CreateWebhookKeyRequest,
+  CreateWebhookKeyResponse,
+  DestroyWebhookKeyRequest,
+  DestroyWebhookKeyResponse,
+  SignWebhookRequest,
+  SignWebhookResponse,
+} from "./webhook_keys.ts";
 
 export const protobufPackage = "deputy.vault.v1";
 
@@ -179,6 +188,42 @@ export const CredentialVaultDefinition = {
       requestType: DestroyOauthClientRequest as typeof DestroyOauthClientRequest,
       requestStream: false,
       responseType: DestroyOauthClientResponse as typeof DestroyOauthClientResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Lists credentials that have changed, so that the account service knows how they are doing. */
+    listCredentialChanges: {
+      name: "ListCredentialChanges",
+      requestType: ListCredentialChangesRequest as typeof ListCredentialChangesRequest,
+      requestStream: false,
+      responseType: ListCredentialChangesResponse as typeof ListCredentialChangesResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Makes a key that a webhook's deliveries are signed with, and shows it once. */
+    createWebhookKey: {
+      name: "CreateWebhookKey",
+      requestType: CreateWebhookKeyRequest as typeof CreateWebhookKeyRequest,
+      requestStream: false,
+      responseType: CreateWebhookKeyResponse as typeof CreateWebhookKeyResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Signs one delivery of a webhook. */
+    signWebhook: {
+      name: "SignWebhook",
+      requestType: SignWebhookRequest as typeof SignWebhookRequest,
+      requestStream: false,
+      responseType: SignWebhookResponse as typeof SignWebhookResponse,
+      responseStream: false,
+      options: {},
+    },
+    /** Destroys a webhook's keys. */
+    destroyWebhookKey: {
+      name: "DestroyWebhookKey",
+      requestType: DestroyWebhookKeyRequest as typeof DestroyWebhookKeyRequest,
+      requestStream: false,
+      responseType: DestroyWebhookKeyResponse as typeof DestroyWebhookKeyResponse,
       responseStream: false,
       options: {},
     },

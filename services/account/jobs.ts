@@ -1,0 +1,69 @@
+// The service's background jobs, run inside its process: postings of events. The queue wakes whoever is free; what is to be
+// done stands in rows (webhook-lanes.ts), so a sweep each minute finds whatever a job was lost for: a process that was killed
+// while it worked, or before it could ask to be called again.
+import { Logger as QueueLogger, run } from "graphile-worker";
+import { sql } from "kysely";
+import { openPool, type PoolOptions } from "#libs/database.ts";
+import { type DeliveryOptions, deliverEvents } from "./deliver-events.ts";
+import type { AccountDatabase } from "./schema.ts";
+import { deliverTask, expireDeliveries, requestDelivery } from "./webhook-deliveries.ts";
+import type { EndpointKey } from "./webhook-endpoints.ts";
+import { listOverdue, listWaiting } from "./webhook-lanes.ts";
+
+// Nearly all of the time of a job is waiting for a receiver; endpoints that are slow must not keep others from theirs.
+const concurrency = 50;
+const maxConnections = 6;
+const overdueMs = 10_000;
+
+/** The name of the sweep. */
+export const sweepTask = "sweep";
+
+/** Starts the jobs. `stop` lets postings under way end. */
+export async function startJobs(
+  options: DeliveryOptions,
+  database: Omit<PoolOptions, "maxConnections">,
+  now: () => number,
+): Promise<{ stop(): Promise<void> }> {
+  const { db } = options;
+  const stopping = new AbortController();
+  const pool = openPool({ ...database, maxConnections });
+  // What a process that was killed has left does not wait for the sweep: looking at it tells when its claims run out.
+  for (const endpoint of await listWaiting(db)) await requestDelivery(db, endpoint);
+  const runner = await run({
+    pgPool: pool,
+    concurrency,
+    noHandleSignals: true,
+    logger: new QueueLogger(() => () => {}),
+    // Batched, what is noted of jobs that ended is repeated when the database does not take it, and awaited by a stop.
+    preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
+    crontab: `* * * * * ${sweepTask}`,
+    taskList: {
+      [deliverTask]: (payload) => deliverEvents(options, payload as EndpointKey, now, stopping.signal),
+      [sweepTask]: async () => {
+        await expireDeliveries(db, new Date(now()));
+        await requestOverdue(db, now(), overdueMs);
+        await releaseJobs(db);
+      },
+    },
+  });
+  return {
+    async stop() {
+      stopping.abort();
+      await runner.stop();
+      await pool.end();
+    },
+  };
+}
+
+async function requestOverdue(db: AccountDatabase, nowMs: number, sinceMs: number): Promise<void> {
+  const overdue = await listOverdue(db, new Date(nowMs - sinceMs), new Date(nowMs));
+  for (const endpoint of overdue) await requestDelivery(db, endpoint);
+}
+
+/** Frees the jobs of processes that were killed, which the queue by itself does after four hours. */
+async function releaseJobs(db: AccountDatabase): Promise<void> {
+  await sql`
+    select graphile_worker.force_unlock_workers(array(
+      select distinct locked_by from graphile_worker._private_jobs where locked_at < now() - interval '10 minutes'
+    ))`.execute(db);
+}
