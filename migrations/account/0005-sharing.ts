@@ -21,7 +21,6 @@ const statements = [
   "create index accounts_revoked on accounts (project_id, environment, create_time, id) where state = 'REVOKED'",
   `create index accounts_revoked_by_user on accounts (project_id, environment, external_user_id, create_time, id)
     where state = 'REVOKED'`,
-  "create index connect_tokens_by_user on connect_tokens (project_id, environment, external_user_id)",
   "create index connections_by_user on connections (project_id, environment, external_user_id)",
   "create index connections_by_token on connections (project_id, connect_token_id)",
   "create index events_by_user on events (project_id, environment, external_user_id)",
