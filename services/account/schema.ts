@@ -144,6 +144,11 @@ export interface ConnectionRow {
   authorizedScopes: readonly string[];
   createTime: Date;
   expireTime: Date;
+  /** What the vault told of the credential, for the account's row. */
+  credentialGeneration: number | null;
+  credentialExpireTime: Date | null;
+  lastRefreshTime: Date | null;
+  nextRefreshTime: Date | null;
 }
 
 export interface AccountRow {
