@@ -6,12 +6,14 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 // The files that take longest, mostly waiting for leases, key services and processes, the longest first: begun last, one of
 // them would be alone at the end.
 const longest = [
+  "account/webhook-crash",
   "system/leases",
   "system/hygiene",
   "system/rotation",
   "vault/kek-conformance",
   "vault/refresh-crash",
   "vault/refresh-outage",
+  "vault/shared-grants",
   "vault/watch-leases",
   "proxy/forward-stream",
   "vault/stop",
