@@ -39,11 +39,11 @@ export default defineConfig({
     include: ["test/**/*.test.ts"],
     globalSetup: ["test/support/global-setup.ts"],
     sequence: { sequencer: LongestFirst },
-    // On two cores: the long files wait more than they work, and two more fill the gaps; more than that slow each other.
-    maxWorkers: 4,
+    // On two cores: the long files wait more than they work, and one more fills the gaps; more than that slow each other.
+    maxWorkers: 3,
     // The services' code is compiled once for all the processes that tests start.
     env: { NODE_COMPILE_CACHE: join(import.meta.dirname, ".deputy/test-compile-cache") },
-    testTimeout: 30_000,
+    testTimeout: 60_000,
     hookTimeout: 120_000,
   },
 });
