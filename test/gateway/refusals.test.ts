@@ -51,9 +51,8 @@ describe("a request is refused", () => {
   });
 
   it.each([
-    ["GET", "/v1/connect/proj_1/webhook"],
     ["POST", "/v1/connect/proj_1/actions/run"],
-    ["DELETE", "/v1/connect/proj_1/users/user-1"],
+    ["DELETE", "/v1/connect/proj_1/users"],
     ["GET", "/nowhere"],
   ])("with 404 and JSON for %s %s, which is not served", async (method, path) => {
     const answer = await gateway.send(path, { method });
