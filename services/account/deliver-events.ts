@@ -1,7 +1,7 @@
 // Posts events to their endpoints: signed by the vault, as Standard Webhooks has it, through the egress rules. Anything but a
 // status from 200 to 299 within 15 s is a failure, a redirect too. A failed posting is made again after 5 s, 30 s, 2 min,
 // 10 min, 30 min, 1 h, 2 h, 3 h and then every 4 h, each give or take a fifth, and once more when 24 h have passed; then it is
-// given up. How lanes and claims keep the order is in webhook-lanes.ts, what a down endpoint costs in webhook-endpoints.ts.
+// given up. A receiver that says by `Retry-After` when to come again is believed, up to four hours. How lanes and claims keep the order is in webhook-lanes.ts, what a down endpoint costs in webhook-endpoints.ts.
 import { judgeUrl } from "#libs/destination.ts";
 import type { Egress } from "#libs/egress.ts";
 import { EgressError } from "#libs/egress-error.ts";
@@ -55,7 +55,7 @@ export interface DeliveryOptions {
 /** What became of an attempt. */
 type Outcome =
   | { readonly kind: "delivered" }
-  | { readonly kind: "failed"; readonly error: string }
+  | { readonly kind: "failed"; readonly error: string; readonly retryAfterSeconds?: number }
   /** A fault of ours, the vault away: not the endpoint's to answer for. */
   | { readonly kind: "not_sent" };
 
@@ -169,7 +169,7 @@ async function post(
     const signature = await sign(key, { id: eventId, timestamp, body });
     const target = judgeUrl(endpoint.url, { exemptTargets });
     if (target.kind === "deny") return { kind: "failed", error: target.message };
-    const { status } = await egress.send({
+    const { status, headers } = await egress.send({
       url: target.url,
       method: "POST",
       headers: [
@@ -187,7 +187,11 @@ async function post(
     });
     if (status >= 200 && status < 300) return { kind: "delivered" };
     const hint = status >= 300 && status < 400 ? ": redirects are not followed" : "";
-    return { kind: "failed", error: `The endpoint answered with status ${status}${hint}.` };
+    const retryAfterSeconds = readRetryAfter(
+      headers.find(([name]) => name.toLowerCase() === "retry-after")?.[1],
+      now(),
+    );
+    return { kind: "failed", error: `The endpoint answered with status ${status}${hint}.`, retryAfterSeconds };
   } catch (error) {
     if (error instanceof EgressError && error.kind !== "aborted" && error.kind !== "withdrawn") {
       return { kind: "failed", error: error.message };
@@ -221,7 +225,8 @@ async function noteOutcome(
     }
     const state = isLast ? "FAILED" : "PENDING";
     await updateDelivery(transaction, delivery, { state, lastError: outcome.error, time });
-    if (!isLast) await releaseLane(transaction, lane, retryTime(attempts + 1, expireTime, time, Math.random));
+    const retry = { attempts: attempts + 1, retryAfterSeconds: outcome.retryAfterSeconds ?? 0 };
+    if (!isLast) await releaseLane(transaction, lane, retryTime(retry, expireTime, time, Math.random));
     return true;
   });
   if (outcome.kind === "delivered") await closeBreaker(db, lane);
@@ -233,9 +238,21 @@ async function noteOutcome(
   return isHeld && (outcome.kind === "delivered" || isLast);
 }
 
-/** When a posting is made again after so many attempts. `random` gives 0 to 1. */
-export function retryTime(attempts: number, expireTime: Date, time: Date, random: () => number): Date {
+/** When a posting is made again after so many attempts, and not before the receiver wants it. `random` gives 0 to 1. */
+export function retryTime(
+  { attempts, retryAfterSeconds }: { readonly attempts: number; readonly retryAfterSeconds: number },
+  expireTime: Date,
+  time: Date,
+  random: () => number,
+): Date {
   const seconds = (waitSeconds[attempts - 1] ?? lastWaitSeconds) * (0.8 + 0.4 * random());
-  const retry = time.getTime() + seconds * 1000;
+  const retry = time.getTime() + Math.max(seconds, Math.min(retryAfterSeconds, lastWaitSeconds)) * 1000;
   return new Date(Math.min(retry, expireTime.getTime()));
+}
+
+/** The seconds that `Retry-After` asks for: a number, or a time (RFC 9110, 10.2.3); 0 for none, and for what says nothing. */
+export function readRetryAfter(value: string | undefined, nowMs: number): number {
+  if (value === undefined) return 0;
+  const seconds = /^\d+$/.test(value) ? Number(value) : (Date.parse(value) - nowMs) / 1000;
+  return seconds > 0 ? seconds : 0;
 }

@@ -55,7 +55,14 @@ const config = readConfig({
     default: "10",
     help: "How many external users the development environment of a project takes; 0: any number.",
   },
+  DEPUTY_HISTORY: {
+    kind: "duration",
+    default: "30d",
+    help: "For how long events, and connections that have ended, are kept; 2d at least. The audit stays for good.",
+  },
 });
+// Longer than an event may wait to be posted.
+const leastHistoryMs = 2 * 24 * 3_600_000;
 const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 
@@ -106,6 +113,8 @@ const jobs = await startJobs(
     sign: vaultSigner(db, vault),
     bodies: eventBodies(catalogsOver(db, catalog)),
     outgoing: { egress, exemptTargets },
+    gatewayUrl: config.DEPUTY_GATEWAY_URL,
+    historyMs: Math.max(leastHistoryMs, config.DEPUTY_HISTORY),
     log,
   },
   database,

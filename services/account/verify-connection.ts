@@ -8,13 +8,19 @@ import { getConnectToken } from "./connect-tokens.ts";
 import { connectAccount } from "./connection-outcomes.ts";
 import { endConnection, getConnection, lockConnection } from "./connections.ts";
 import { ensureUser } from "./external-users.ts";
-import type { HandlerGroup } from "./handler-group.ts";
-import { connectionMessage } from "./messages.ts";
+import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
+import { connectionMessage, credentialFacts } from "./messages.ts";
 import type { AccountDatabase, ConnectionRow } from "./schema.ts";
 import { isVerifierOf } from "./verification.ts";
 
+interface Collaborators {
+  readonly db: AccountDatabase;
+  readonly vault: Pick<Vault, "getCredential">;
+  readonly developmentUsers: number;
+}
+
 export function verifyConnectionHandler(
-  { db, developmentUsers }: { db: AccountDatabase; developmentUsers: number },
+  { db, vault, developmentUsers }: Collaborators,
   now: () => number,
 ): HandlerGroup<"verifyConnection"> {
   /** Makes the account of a connection that waits; undefined when it waits no more. */
@@ -26,6 +32,8 @@ export function verifyConnectionHandler(
       connection.connectTokenId,
     );
     const { accountName: name, authorizedScopes } = connection;
+    // What the vault has told of it was of no account yet.
+    const { credential } = await vault.getCredential({ projectId, environment, accountId }, ownRight(call));
     const account = {
       projectId,
       id: accountId,
@@ -35,6 +43,7 @@ export function verifyConnectionHandler(
       oauthAppId,
       name,
       authorizedScopes,
+      ...credentialFacts(credential),
       ownerMemberId,
     };
     const time = new Date(now());
