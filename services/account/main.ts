@@ -32,6 +32,9 @@ import { vaultSigner } from "./signing-client.ts";
 import { startSweep } from "./sweep-connecting.ts";
 import { loadTokenKeys } from "./token-keys.ts";
 
+// Longer than an event may wait to be posted.
+const leastHistoryMs = 2 * 24 * 3_600_000;
+
 const config = readConfig({
   ...serviceSettings,
   ...egressSettings,
@@ -61,8 +64,6 @@ const config = readConfig({
     help: "For how long events, and connections that have ended, are kept; 2d at least. The audit stays for good.",
   },
 });
-// Longer than an event may wait to be posted.
-const leastHistoryMs = 2 * 24 * 3_600_000;
 const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
 dieLoudly(log);
 

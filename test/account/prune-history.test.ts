@@ -45,7 +45,8 @@ test("deletes more than a batch", async () => {
 test("deletes connect tokens and connections that ended long ago, and keeps accounts and the audit", async () => {
   const hook = await newHook();
   const { projectId } = hook;
-  const token = await newConnectToken(account, hook.token, { externalUserId: "ann", requireVerification: true });
+  const asked = { externalUserId: "ann", requireVerification: true, successRedirectUri: "https://acme.example/done" };
+  const token = await newConnectToken(account, hook.token, asked);
   const request = { environment: development as 1, externalUserId: "ann", appSlug: "sandbox_header_key" };
   await api.createAccount({ ...request, credential: keyFields }, call(token));
   const ends = await newConnectToken(account, hook.token, { externalUserId: "ann" });
