@@ -1,13 +1,13 @@
 // Posts events to their endpoints: signed by the vault, as Standard Webhooks has it, through the egress rules. Anything but a
-// status from 200 to 299 within 15 s is a failure, a redirect too. A failed posting is made again after 5 s, 30 s, 2 min,
-// 10 min, 30 min, 1 h, 2 h, 3 h and then every 4 h, each give or take a fifth, and once more when 24 h have passed; then it is
-// given up. A receiver that says by `Retry-After` when to come again is believed, up to four hours. How lanes and claims keep the order is in webhook-lanes.ts, what a down endpoint costs in webhook-endpoints.ts.
+// status from 200 to 299 within 15 s is a failure, a redirect too. When a failed posting is made again is in posting-times.ts, how
+// lanes and claims keep the order in webhook-lanes.ts, what a down endpoint costs in webhook-endpoints.ts.
 import { judgeUrl } from "#libs/destination.ts";
 import type { Egress } from "#libs/egress.ts";
 import { EgressError } from "#libs/egress-error.ts";
 import { newId } from "#libs/ids.ts";
 import type { Logger } from "#libs/log.ts";
 import type { EventBodies } from "./event-bodies.ts";
+import { readRetryAfter, retryTime } from "./posting-times.ts";
 import type { AccountDatabase } from "./schema.ts";
 import {
   abandonDeliveries,
@@ -67,8 +67,6 @@ const maxAnswerBytes = 65_536;
 const turnMs = 30_000;
 const maxWorkers = 10;
 const nextTurnMs = 1_000;
-const waitSeconds = [5, 30, 120, 600, 1_800, 3_600, 7_200, 10_800] as const;
-const lastWaitSeconds = 14_400;
 const faultWaitMs = 5_000;
 
 /** Posts what is due of an endpoint, until nothing is, its turn is over, or the signal fires. Then asks to be called again. */
@@ -236,23 +234,4 @@ async function noteOutcome(
   if (outcome.kind === "delivered") log.debug(line, "an event was delivered");
   else log.warn({ ...line, error: outcome.error, givenUp: isLast }, "an event was not taken");
   return isHeld && (outcome.kind === "delivered" || isLast);
-}
-
-/** When a posting is made again after so many attempts, and not before the receiver wants it. `random` gives 0 to 1. */
-export function retryTime(
-  { attempts, retryAfterSeconds }: { readonly attempts: number; readonly retryAfterSeconds: number },
-  expireTime: Date,
-  time: Date,
-  random: () => number,
-): Date {
-  const seconds = (waitSeconds[attempts - 1] ?? lastWaitSeconds) * (0.8 + 0.4 * random());
-  const retry = time.getTime() + Math.max(seconds, Math.min(retryAfterSeconds, lastWaitSeconds)) * 1000;
-  return new Date(Math.min(retry, expireTime.getTime()));
-}
-
-/** The seconds that `Retry-After` asks for: a number, or a time (RFC 9110, 10.2.3); 0 for none, and for what says nothing. */
-export function readRetryAfter(value: string | undefined, nowMs: number): number {
-  if (value === undefined) return 0;
-  const seconds = /^\d+$/.test(value) ? Number(value) : (Date.parse(value) - nowMs) / 1000;
-  return seconds > 0 ? seconds : 0;
 }

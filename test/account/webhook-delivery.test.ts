@@ -3,8 +3,9 @@
 import { Webhook } from "standardwebhooks";
 import { expect, test } from "vitest";
 import { EventDeliveryState } from "#proto/deputy/account/v1/events.ts";
-import { deliverEvents, readRetryAfter, retryTime } from "../../services/account/deliver-events.ts";
+import { deliverEvents } from "../../services/account/deliver-events.ts";
 import { insertEvents, type NewEvent } from "../../services/account/events.ts";
+import { readRetryAfter, retryTime } from "../../services/account/posting-times.ts";
 import { expireDeliveries } from "../../services/account/webhook-deliveries.ts";
 import { findWebhook, keyOf } from "../../services/account/webhook-endpoints.ts";
 import { call, development, newConnectToken, newKeyAccount, newProject } from "./harness.ts";
