@@ -22,6 +22,8 @@ const statements = [
     add column credential_expire_time moment,
     add column last_refresh_time moment,
     add column next_refresh_time moment,
+    add column grant_expire_time moment,
+    add column grant_notice_time moment,
     drop constraint connections_state_check,
     add constraint connections_state_check
       check (state in ('PENDING', 'AWAITING_VERIFICATION', 'SUCCEEDED', 'FAILED')),

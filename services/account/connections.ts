@@ -25,6 +25,8 @@ export function waitingFacts(facts: Partial<CredentialFacts>) {
     credentialExpireTime: facts.expireTime ?? null,
     lastRefreshTime: facts.lastRefreshTime ?? null,
     nextRefreshTime: facts.nextRefreshTime ?? null,
+    grantExpireTime: facts.grantExpireTime ?? null,
+    grantNoticeTime: facts.grantNoticeTime ?? null,
   };
 }
 

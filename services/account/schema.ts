@@ -149,6 +149,8 @@ export interface ConnectionRow {
   credentialExpireTime: Date | null;
   lastRefreshTime: Date | null;
   nextRefreshTime: Date | null;
+  grantExpireTime: Date | null;
+  grantNoticeTime: Date | null;
 }
 
 export interface AccountRow {
@@ -178,6 +180,9 @@ export interface AccountRow {
   expireTime: Date | null;
   lastRefreshTime: Date | null;
   nextRefreshTime: Date | null;
+  /** When its user has to connect again, and from when on that is to be told; null once it was. */
+  grantExpireTime: Date | null;
+  grantNoticeTime: Date | null;
 }
 
 /** An id that the vault may hold a credential of, before there is an account. */

@@ -89,10 +89,21 @@ export function verifyConnectionHandler(
 /** The account as it waited with its connection. */
 function accountOf(connection: ConnectionRow) {
   const { projectId, accountId: id, environment, externalUserId, appSlug, oauthAppId } = connection;
-  const { accountName: name, authorizedScopes, credentialGeneration, lastRefreshTime, nextRefreshTime } = connection;
+  const { accountName: name, authorizedScopes, credentialGeneration, credentialExpireTime: expireTime } = connection;
+  const { lastRefreshTime, nextRefreshTime, grantExpireTime, grantNoticeTime } = connection;
   return {
-    ...{ projectId, id, environment, externalUserId, appSlug, oauthAppId, name, authorizedScopes },
-    ...{ credentialGeneration, expireTime: connection.credentialExpireTime, lastRefreshTime, nextRefreshTime },
+    ...{
+      projectId,
+      id,
+      environment,
+      externalUserId,
+      appSlug,
+      oauthAppId,
+      name,
+      authorizedScopes,
+      credentialGeneration,
+    },
+    ...{ expireTime, lastRefreshTime, nextRefreshTime, grantExpireTime, grantNoticeTime },
   };
 }
 

@@ -33,6 +33,7 @@ function event(projectId: string, more: Partial<NewEvent> = {}): NewEvent {
 const insert = (...events: NewEvent[]) =>
   db.transaction().execute((transaction) => insertEvents(transaction, new Date(), ...events));
 
+/** What was done to a project's webhooks. */
 const actionsOn = (projectId: string) =>
   db
     .selectFrom("auditEntries")
