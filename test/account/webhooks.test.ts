@@ -39,7 +39,7 @@ const actionsOn = (projectId: string) =>
     .selectFrom("auditEntries")
     .select(["action", "resourceId", "before", "after", "actor"])
     .where("projectId", "=", projectId)
-    .where("action", "like", "%Webhook%")
+    .where("action", "not in", ["CreateProject", "CreateApiClient"])
     .orderBy("createTime")
     .execute();
 
