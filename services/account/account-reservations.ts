@@ -82,22 +82,36 @@ export async function doomReservationsOf(
     externalUserId,
   }: Pick<AccountReservationRow, "projectId" | "environment" | "externalUserId">,
 ): Promise<void> {
-  await db
-    .updateTable("accountReservations")
-    .set({ doomed: true })
+  const given = lockedReservations(db)
     .where("projectId", "=", projectId)
     .where("environment", "=", environment)
-    .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
-    .execute();
+    .$if(externalUserId !== "", (rows) => rows.where("externalUserId", "=", externalUserId));
+  await doomAll(db, given);
 }
 
-/** Gives up what is past its end. */
+/** Gives up what is past its end, but what somebody is at. */
 export async function doomExpiredReservations(db: AccountDatabase, time: Date): Promise<void> {
+  await doomAll(db, lockedReservations(db).where("expireTime", "<=", time).where("doomed", "=", false).skipLocked());
+}
+
+// In one order whoever locks several, so that two never wait for one another.
+function lockedReservations(db: AccountDatabase) {
+  return db
+    .selectFrom("accountReservations")
+    .select(["projectId", "accountId"])
+    .orderBy("projectId")
+    .orderBy("accountId")
+    .forUpdate();
+}
+
+async function doomAll(db: AccountDatabase, given: ReturnType<typeof lockedReservations>): Promise<void> {
   await db
-    .updateTable("accountReservations")
+    .with("given", () => given)
+    .updateTable("accountReservations as reservation")
+    .from("given")
     .set({ doomed: true })
-    .where("expireTime", "<=", time)
-    .where("doomed", "=", false)
+    .whereRef("reservation.projectId", "=", "given.projectId")
+    .whereRef("reservation.accountId", "=", "given.accountId")
     .execute();
 }
 
