@@ -19,7 +19,7 @@ import type { CompleteAuthorizationResponse } from "#proto/deputy/vault/v1/crede
 import { doomReservation, extendReservation, takeReservation } from "./account-reservations.ts";
 import { claimConnectToken, getConnectToken, invalidConnectToken, releaseConnectToken } from "./connect-tokens.ts";
 import { actingUser, auditConnection, connectAccount, tellFailures } from "./connection-outcomes.ts";
-import { awaitVerification, endConnection, getConnectionByState, lockConnection } from "./connections.ts";
+import { awaitVerification, endConnection, getConnectionByState, lockConnection, waitingFacts } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { connectionMessage, credentialFacts } from "./messages.ts";
 import type { AccountDatabase, ConnectionRow, ConnectTokenRow } from "./schema.ts";
@@ -104,6 +104,7 @@ export function completeConnectionHandler(
       verifierDigest: digest(verifierOf(request)),
       accountName: response.identityName,
       authorizedScopes: response.credential?.scopes ?? [],
+      ...waitingFacts(credentialFacts(response.credential)),
       expireTime,
     });
     await extendReservation(tx, connection, expireTime);
@@ -121,7 +122,7 @@ export function completeConnectionHandler(
     const ended = await endConnection(tx, connection, message);
     if (ended === undefined) return undefined;
     const time = new Date(now());
-    if (!ended.reconnects) await doomReservation(tx, ended);
+    if (!ended.reconnects) await doomReservation(tx, ended, time);
     await tellFailures(tx, [{ connection: ended, webhookUri: token.webhookUri }], time);
     await auditConnection(tx, ended, { action, call: actingUser(connection, call), time });
     return ended;

@@ -4,6 +4,7 @@
 import { Logger as QueueLogger, run } from "graphile-worker";
 import { sql } from "kysely";
 import { openPool, type PoolOptions } from "#libs/database.ts";
+import { stopQueue } from "#libs/stop-queue.ts";
 import { type DeliveryOptions, deliverEvents } from "./deliver-events.ts";
 import type { AccountDatabase } from "./schema.ts";
 import { deliverTask, expireDeliveries, requestDelivery } from "./webhook-deliveries.ts";
@@ -14,6 +15,7 @@ import { listOverdue, listWaiting } from "./webhook-lanes.ts";
 const concurrency = 50;
 const maxConnections = 6;
 const overdueMs = 10_000;
+const stopMs = 10_000;
 
 /** The name of the sweep. */
 export const sweepTask = "sweep";
@@ -49,8 +51,7 @@ export async function startJobs(
   return {
     async stop() {
       stopping.abort();
-      await runner.stop();
-      await pool.end();
+      await stopQueue(runner, pool, stopMs);
     },
   };
 }

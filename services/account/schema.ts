@@ -8,7 +8,7 @@ export type AccountDatabase = Kysely<Tables>;
 // The order in which a transaction locks rows of more than one table, and within a table those of more than one key, so that
 // two never wait for one another; it leaves out what it does not need:
 //
-//   projects, external_users, connect_tokens, connections, account_reservations, own_apps, app_overrides, oauth_apps,
+//   projects, external_users, connect_tokens, connections, own_apps, app_overrides, oauth_apps, account_reservations,
 //   credential_watch, accounts, webhook_endpoints, webhook_lanes, webhook_deliveries
 //
 // Accounts among themselves go by create_time and id, everything else by its key. A row that a transaction makes itself nobody
@@ -154,6 +154,11 @@ export interface ConnectionRow {
   authorizedScopes: readonly string[];
   createTime: Date;
   expireTime: Date;
+  /** What the vault told of the credential, for the account's row. */
+  credentialGeneration: number | null;
+  credentialExpireTime: Date | null;
+  lastRefreshTime: Date | null;
+  nextRefreshTime: Date | null;
 }
 
 export interface AccountRow {

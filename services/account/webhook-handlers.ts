@@ -11,7 +11,7 @@ import { eventMessage, webhookMessage } from "./event-messages.ts";
 import { listEvents, listEventsToReplay, type ReplayFilter } from "./events.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { requestedPage } from "./pages.ts";
-import { getProject } from "./projects.ts";
+import { getProject, holdProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
 import { abandonDeliveries, insertDeliveries, listDeliveries } from "./webhook-deliveries.ts";
 import {
@@ -48,6 +48,7 @@ export function webhookHandlers({ db, vault, exemptTargets }: Collaborators, now
     try {
       const time = new Date(now());
       const webhook = await db.transaction().execute(async (tx) => {
+        await holdProject(tx, projectId);
         const row = await insertWebhook(tx, { projectId, environment, id, url }, time);
         const told = { projectId, action: "SetWebhook", resourceId: id, after: { url } };
         await insertAuditEntries(tx, call, time, told);

@@ -105,7 +105,8 @@ test("tells for how long a transaction has kept changes from settling", async ()
   const holder = await openConnection({ ...database.owner, applicationName: "holder", statementTimeoutMs: 10_000 });
   await holder.query("begin");
   await holder.query("select pg_current_xact_id()");
-  await insertAccounts(account, acme.projectId, 1, "unsettled");
+  const { projectId } = await newProject(account);
+  await insertAccounts(account, projectId, 1, "unsettled");
   await sleep(1_600);
   expect(await longestUnsettled(db)).toBeGreaterThanOrEqual(1);
   await holder.query("rollback");
