@@ -6,8 +6,11 @@ import { openConnection } from "#libs/database.ts";
 import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { longestUnsettled } from "../../services/account/account-changes.ts";
 import { finishRevocation } from "../../services/account/account-revocations.ts";
+import { insertEvents } from "../../services/account/events.ts";
 import { sweepConnecting } from "../../services/account/sweep-connecting.ts";
-import { binding, call, insertAccounts, newConnectToken, newOauthApp, newProject, startAccount } from "./harness.ts";
+import { abandonDeliveries } from "../../services/account/webhook-deliveries.ts";
+import { insertWebhook } from "../../services/account/webhook-endpoints.ts";
+import { binding, development, call, insertAccounts, newConnectToken, newOauthApp, newProject, startAccount } from "./harness.ts";
 
 const account = await startAccount();
 const { api, gateway, db, database, owner, vaultClient } = account;
@@ -99,6 +102,23 @@ test("a sweep leaves a connection that somebody is at, and does not wait for it"
   });
   await sweepConnecting({ db, vault: vaultClient }, new Date());
   expect(await stateOf(held)).toBe("FAILED");
+});
+
+test("who gives up a webhook's postings waits for one that is being noted without holding it", async () => {
+  const { projectId } = await newProject(account);
+  const key = { projectId, environment: development, endpointId: "whk_order" };
+  await insertWebhook(db, { ...key, id: key.endpointId, url: "https://hooks.example" }, new Date());
+  const event = { projectId, environment: development, externalUserId: "ann", accountId: "apn_order", data: {} } as const;
+  await insertEvents(db, new Date(), { ...event, type: "account.dead" });
+  const laneRow = "select from webhook_lanes where project_id = $1";
+  const given = await holding(laneRow, [projectId], async () => {
+    const giving = db.transaction().execute((tx) => abandonDeliveries(tx, key, new Date()));
+    await serviceWaits();
+    expect(await isFree("select from webhook_deliveries where project_id = $1", [projectId])).toBe(true);
+    return { giving };
+  });
+  await given.giving;
+  expect(await isFree(laneRow, [projectId])).toBe(false);
 });
 
 test("tells for how long a transaction has kept changes from settling", async () => {
