@@ -10,7 +10,16 @@ import { insertEvents } from "../../services/account/events.ts";
 import { sweepConnecting } from "../../services/account/sweep-connecting.ts";
 import { abandonDeliveries } from "../../services/account/webhook-deliveries.ts";
 import { insertWebhook } from "../../services/account/webhook-endpoints.ts";
-import { binding, development, call, insertAccounts, newConnectToken, newOauthApp, newProject, startAccount } from "./harness.ts";
+import {
+  binding,
+  call,
+  development,
+  insertAccounts,
+  newConnectToken,
+  newOauthApp,
+  newProject,
+  startAccount,
+} from "./harness.ts";
 
 const account = await startAccount();
 const { api, gateway, db, database, owner, vaultClient } = account;
@@ -108,7 +117,13 @@ test("who gives up a webhook's postings waits for one that is being noted withou
   const { projectId } = await newProject(account);
   const key = { projectId, environment: development, endpointId: "whk_order" };
   await insertWebhook(db, { ...key, id: key.endpointId, url: "https://hooks.example" }, new Date());
-  const event = { projectId, environment: development, externalUserId: "ann", accountId: "apn_order", data: {} } as const;
+  const event = {
+    projectId,
+    environment: development,
+    externalUserId: "ann",
+    accountId: "apn_order",
+    data: {},
+  } as const;
   await insertEvents(db, new Date(), { ...event, type: "account.dead" });
   const laneRow = "select from webhook_lanes where project_id = $1";
   const given = await holding(laneRow, [projectId], async () => {
