@@ -132,6 +132,11 @@ function faultOf(error: unknown): unknown {
       cause: error,
     });
   }
+  // A deadlock, a serialization failure, a lock that could not be had: Postgres has undone all of the transaction.
+  if (error instanceof pg.DatabaseError && /^(40P01|40001|55P03)$/.test(error.code ?? "")) {
+    const message = "Somebody else was changing the same: nothing was done, call again.";
+    return new StatusError("ABORTED", "CONCURRENT_CHANGE", message, { cause: error });
+  }
   // 22021: the only characters that JavaScript can send and Postgres cannot hold are those of code zero.
   if (error instanceof pg.DatabaseError && error.code === "22021") {
     return new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", "A text has a character of code zero.", {

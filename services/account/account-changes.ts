@@ -18,6 +18,7 @@
 import { type RawBuilder, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import type { Logger } from "#libs/log.ts";
+import { startRepeating } from "./repeat.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 /** Where a reader is: what is before it was settled and has been read. */
@@ -67,6 +68,9 @@ const batchSize = 500;
 const keptSeconds = 2 * 3600;
 const pruningMs = 60_000;
 
+// Nothing of ours has a transaction open for longer than half a minute.
+const longUnsettledSeconds = 120;
+
 /** The place behind everything that has settled. */
 export async function presentPlace(db: AccountDatabase): Promise<ChangePlace> {
   const query = sql<Pick<ReadRow, "history" | "horizon">>`select ${history} as history, ${horizon}::text as horizon`;
@@ -108,23 +112,22 @@ export function readChanges(db: AccountDatabase, start: ChangePlace): ChangeRead
   };
 }
 
-/** Deletes old changes from time to time. Several processes may do so at once. */
+/** Deletes old changes until it is stopped, and tells in the log when new ones do not settle. */
 export function startPruning(db: AccountDatabase, log: Logger): { stop(): Promise<void> } {
-  let pruning: Promise<void> | undefined;
-  const prune = () => {
-    pruning ??= pruneChanges(db, keptSeconds)
-      .catch((error: unknown) => log.warn({ err: error }, "old account changes could not be deleted"))
-      .finally(() => {
-        pruning = undefined;
-      });
-  };
-  const timer = setInterval(prune, pruningMs);
-  return {
-    async stop() {
-      clearInterval(timer);
-      await pruning;
-    },
-  };
+  async function work(): Promise<void> {
+    await pruneChanges(db, keptSeconds);
+    const unsettledSeconds = await longestUnsettled(db);
+    if (unsettledSeconds > longUnsettledSeconds) log.warn({ unsettledSeconds }, "a transaction is open for long");
+  }
+  return startRepeating({ work, intervalMs: pruningMs, failure: "old account changes could not be deleted" }, log);
+}
+
+/** For how many seconds the oldest change that has not settled has waited; 0 when all have. */
+export async function longestUnsettled(db: AccountDatabase): Promise<number> {
+  const { rows } = await sql<{ seconds: number }>`
+    select coalesce(extract(epoch from clock_timestamp() - min(create_time)), 0)::int as seconds
+    from account_changes where xact >= ${horizon}`.execute(db);
+  return rows[0]?.seconds ?? 0;
 }
 
 /** Deletes what is older than any reader should be, and notes how far that went. */

@@ -12,11 +12,11 @@ import {
 } from "#proto/deputy/account/v1/accounts.ts";
 import {
   accountRevoked,
-  accountTold,
   defaultSharing,
   getAccount,
   listAccounts,
   lockAccount,
+  toldOfAccount,
   updateAccount,
 } from "./accounts.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
@@ -56,7 +56,7 @@ export function accountHandlers({ db }: { db: AccountDatabase }, now: () => numb
         const after = await updateAccount(tx, before, change, time);
         if (after === undefined) throw accountRevoked(before.revokeTime ?? time);
         const { projectId, id: resourceId } = after;
-        const told = { before: accountTold(before), after: accountTold(after) };
+        const told = { before: toldOfAccount(before), after: toldOfAccount(after) };
         await insertAuditEntries(tx, call, time, { projectId, resourceId, action: "UpdateAccount", ...told });
         return after;
       });

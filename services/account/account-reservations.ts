@@ -90,23 +90,41 @@ export async function doomReservationsOf(
   }: Pick<AccountReservationRow, "projectId" | "environment" | "externalUserId">,
   time: Date,
 ): Promise<void> {
-  await db
-    .updateTable("accountReservations")
-    .set({ doomed: true, expireTime: new Date(time.getTime() + lingerMs) })
+  const given = lockedReservations(db)
     .where("projectId", "=", projectId)
     .where("environment", "=", environment)
-    .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
-    .where("doomed", "=", false)
-    .execute();
+    .$if(externalUserId !== "", (rows) => rows.where("externalUserId", "=", externalUserId))
+    .where("doomed", "=", false);
+  await doomAll(db, given, { expireTime: new Date(time.getTime() + lingerMs) });
 }
 
-/** Gives up what is past its end. */
+/** Gives up what is past its end, but what somebody is at. */
 export async function doomExpiredReservations(db: AccountDatabase, time: Date): Promise<void> {
+  await doomAll(db, lockedReservations(db).where("expireTime", "<=", time).where("doomed", "=", false).skipLocked());
+}
+
+// In one order whoever locks several, so that two never wait for one another.
+function lockedReservations(db: AccountDatabase) {
+  return db
+    .selectFrom("accountReservations")
+    .select(["projectId", "accountId"])
+    .orderBy("projectId")
+    .orderBy("accountId")
+    .forUpdate();
+}
+
+async function doomAll(
+  db: AccountDatabase,
+  given: ReturnType<typeof lockedReservations>,
+  change: Partial<Pick<AccountReservationRow, "expireTime">> = {},
+): Promise<void> {
   await db
-    .updateTable("accountReservations")
-    .set({ doomed: true })
-    .where("expireTime", "<=", time)
-    .where("doomed", "=", false)
+    .with("given", () => given)
+    .updateTable("accountReservations as reservation")
+    .from("given")
+    .set({ ...change, doomed: true })
+    .whereRef("reservation.projectId", "=", "given.projectId")
+    .whereRef("reservation.accountId", "=", "given.accountId")
     .execute();
 }
 

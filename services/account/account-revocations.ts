@@ -59,13 +59,24 @@ export async function finishRevocation(
   ids: readonly string[],
   time: Date,
 ): Promise<readonly AccountRow[]> {
-  return db
-    .updateTable("accounts")
-    .set({ state: "REVOKED", updateTime: time })
+  // In the order of those who claim, so that two never wait for one another.
+  const ending = db
+    .selectFrom("accounts")
+    .select("id")
     .where("projectId", "=", projectId)
     .where("id", "=", sql<string>`any(${ids})`)
     .where("state", "=", "REVOKING")
-    .returningAll()
+    .orderBy("createTime")
+    .orderBy("id")
+    .forUpdate();
+  return db
+    .with("ending", () => ending)
+    .updateTable("accounts")
+    .from("ending")
+    .set({ state: "REVOKED", updateTime: time })
+    .where("accounts.projectId", "=", projectId)
+    .whereRef("accounts.id", "=", "ending.id")
+    .returningAll("accounts")
     .execute();
 }
 

@@ -35,6 +35,10 @@ export interface Collaborators {
   readonly catalog: Catalog;
   readonly tokenKeys: TokenKeys;
   readonly signals: AccountSignals;
+}
+
+/** What the operator decides. */
+export interface AccountSettings {
   /** Where browsers reach the gateway: base of connect links and of the redirect URI registered at providers. */
   readonly gatewayUrl: string;
   /** How many external users the development environment of a project takes; 0 for any number. */
@@ -45,7 +49,8 @@ export interface Collaborators {
 
 /** `now` gives milliseconds since 1970. */
 export function accountService(
-  { db, vault, catalog, tokenKeys, signals, gatewayUrl, developmentUsers, exemptTargets }: Collaborators,
+  { db, vault, catalog, tokenKeys, signals }: Collaborators,
+  { gatewayUrl, developmentUsers, exemptTargets }: AccountSettings,
   now: () => number,
 ): Handlers<typeof AccountServiceDefinition> {
   const redirectUri = new URL("/oauth/callback", gatewayUrl).href;

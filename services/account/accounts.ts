@@ -8,7 +8,7 @@ import { notFound, StatusError } from "#libs/errors.ts";
 import { type Actor, allowedRows, type Right, requireRight, type Shared } from "./member-rights.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
 import { holdProject } from "./projects.ts";
-import type { AccountDatabase, AccountRow } from "./schema.ts";
+import type { AccountDatabase, AccountRow, Told } from "./schema.ts";
 
 /** Whose accounts: an empty user means any. */
 export interface AccountScope {
@@ -134,9 +134,13 @@ export async function lockAccount(tx: AccountDatabase, { projectId }: AccountSco
 }
 
 /** What the audit tells of an account. */
-export function accountTold(row: AccountRow): Readonly<Record<string, unknown>> {
-  const { externalUserId, appSlug, name, state, ownerMemberId, sharing, sharedMemberIds } = row;
-  return { externalUserId, appSlug, name, state, ownerMemberId, sharing, sharedMemberIds };
+export function toldOfAccount(row: AccountRow): Told {
+  const { environment, externalUserId, appSlug, oauthAppId, authorizedScopes } = row;
+  const { name, state, ownerMemberId, sharing, sharedMemberIds } = row;
+  return {
+    ...{ environment, externalUserId, appSlug, oauthAppId, authorizedScopes },
+    ...{ name, state, ownerMemberId, sharing, sharedMemberIds },
+  };
 }
 
 /** Changes what people decide about an account; undefined when it is revoked. */

@@ -1,12 +1,12 @@
 // API clients, for the operator. A secret is shown by the call that makes it and kept as a digest; audit entries have none.
 import { digest, randomText } from "#libs/ids.ts";
 import { deleteApiClient, insertApiClient, listApiClients, rotateSecret } from "./api-clients.ts";
-import { insertAuditEntries, type Told } from "./audit-entries.ts";
+import { insertAuditEntries } from "./audit-entries.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { apiClientMessage } from "./messages.ts";
 import { requestedPage } from "./pages.ts";
 import { getProject, holdProject } from "./projects.ts";
-import type { AccountDatabase, ApiClientRow } from "./schema.ts";
+import type { AccountDatabase, ApiClientRow, Told } from "./schema.ts";
 import { checkScope } from "./scopes.ts";
 
 type Methods = "createApiClient" | "listApiClients" | "rotateApiClientSecret" | "deleteApiClient";
@@ -23,7 +23,7 @@ export function apiClientHandlers({ db }: { db: AccountDatabase }, now: () => nu
         await holdProject(tx, projectId);
         const client = { projectId, name, scopes: scopes.length > 0 ? scopes : ["*"] };
         const made = await insertApiClient(tx, { ...client, secretDigest: digest(clientSecret) }, time);
-        const entry = { projectId, action: "CreateApiClient", resourceId: made.id, after: told(made) };
+        const entry = { projectId, action: "CreateApiClient", resourceId: made.id, after: toldOfApiClient(made) };
         await insertAuditEntries(tx, call, time, entry);
         return made;
       });
@@ -43,7 +43,12 @@ export function apiClientHandlers({ db }: { db: AccountDatabase }, now: () => nu
       const row = await db.transaction().execute(async (tx) => {
         const key = { projectId, id: clientId };
         const rotated = await rotateSecret(tx, key, digest(clientSecret), { time, overlapEnd });
-        const entry = { projectId, action: "RotateApiClientSecret", resourceId: clientId, after: told(rotated) };
+        const entry = {
+          projectId,
+          action: "RotateApiClientSecret",
+          resourceId: clientId,
+          after: toldOfApiClient(rotated),
+        };
         await insertAuditEntries(tx, call, time, entry);
         return rotated;
       });
@@ -52,7 +57,7 @@ export function apiClientHandlers({ db }: { db: AccountDatabase }, now: () => nu
 
     async deleteApiClient({ projectId, clientId }, call) {
       await db.transaction().execute(async (tx) => {
-        const before = told(await deleteApiClient(tx, { projectId, id: clientId }));
+        const before = toldOfApiClient(await deleteApiClient(tx, { projectId, id: clientId }));
         const entry = { projectId, action: "DeleteApiClient", resourceId: clientId, before };
         await insertAuditEntries(tx, call, new Date(now()), entry);
       });
@@ -61,6 +66,6 @@ export function apiClientHandlers({ db }: { db: AccountDatabase }, now: () => nu
   };
 }
 
-function told({ name, scopes, previousSecretExpireTime }: ApiClientRow): Told {
+function toldOfApiClient({ name, scopes, previousSecretExpireTime }: ApiClientRow): Told {
   return { name, scopes, ...(previousSecretExpireTime !== null && { previousSecretExpireTime }) };
 }

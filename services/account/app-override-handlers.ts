@@ -13,7 +13,7 @@ import {
   lockAppOverride,
   updateAppOverride,
 } from "./app-overrides.ts";
-import { insertAuditEntries, type Told } from "./audit-entries.ts";
+import { insertAuditEntries } from "./audit-entries.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { appOverrideMessage } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
@@ -21,7 +21,7 @@ import { checkOverrideFields } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
 import { getProject, holdProject } from "./projects.ts";
-import type { AccountDatabase } from "./schema.ts";
+import type { AccountDatabase, Told } from "./schema.ts";
 
 type Methods = `${"create" | "get" | "update" | "delete"}AppOverride` | "listAppOverrides";
 
@@ -47,7 +47,7 @@ export function appOverrideHandlers(
       const made = await db.transaction().execute(async (tx) => {
         await holdProject(tx, projectId);
         const inserted = await insertAppOverride(tx, row);
-        const after = toldAppOverride(inserted);
+        const after = toldOfAppOverride(inserted);
         await insertAuditEntries(tx, call, time, { projectId, action: "CreateAppOverride", resourceId: row.id, after });
         return inserted;
       });
@@ -74,7 +74,7 @@ export function appOverrideHandlers(
         const row = { ...before, ...changeOf(request), updateTime: time };
         await judge(tx, row);
         const after = await updateAppOverride(tx, row);
-        const told = { before: toldAppOverride(before), after: toldAppOverride(after) };
+        const told = { before: toldOfAppOverride(before), after: toldOfAppOverride(after) };
         await insertAuditEntries(tx, call, time, { projectId, action: "UpdateAppOverride", resourceId: id, ...told });
         return after;
       });
@@ -83,7 +83,7 @@ export function appOverrideHandlers(
 
     async deleteAppOverride({ projectId, appOverrideId: id }, call) {
       await db.transaction().execute(async (tx) => {
-        const before = toldAppOverride(await lockAppOverride(tx, { projectId, id }));
+        const before = toldOfAppOverride(await lockAppOverride(tx, { projectId, id }));
         await deleteAppOverride(tx, { projectId, id });
         const entry = { projectId, action: "DeleteAppOverride", resourceId: id, before };
         await insertAuditEntries(tx, call, new Date(now()), entry);
@@ -104,6 +104,6 @@ function changeOf({ name, oauthAppId, fields, clearFields }: UpdateAppOverrideRe
 }
 
 /** Values and all: none of them is of a secret field. */
-function toldAppOverride({ projectId: _, id: __, ...told }: AppOverride): Told {
+function toldOfAppOverride({ projectId: _, id: __, ...told }: AppOverride): Told {
   return told;
 }

@@ -5,10 +5,7 @@ import type { Selectable } from "kysely";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
 import { isBefore, type Page, type PageOf, pageOf } from "./pages.ts";
-import type { AccountDatabase, AuditEntryRow } from "./schema.ts";
-
-/** What is told of a resource, without secrets; times as `Date`. */
-export type Told = Readonly<Record<string, unknown>>;
+import type { AccountDatabase, AuditEntryRow, Told } from "./schema.ts";
 
 /** One action, as the RPC's name, on one resource. */
 export interface NewAuditEntry {

@@ -18,7 +18,7 @@ import type { CompleteConnectionRequest } from "#proto/deputy/account/v1/connect
 import type { CompleteAuthorizationResponse } from "#proto/deputy/vault/v1/credentials.ts";
 import { doomReservation, extendReservation, takeReservation } from "./account-reservations.ts";
 import { claimConnectToken, getConnectToken, invalidConnectToken, releaseConnectToken } from "./connect-tokens.ts";
-import { actingUser, auditConnection, connectAccount, tellFailure } from "./connection-outcomes.ts";
+import { actingUser, auditConnection, connectAccount, tellFailures } from "./connection-outcomes.ts";
 import { awaitVerification, endConnection, getConnectionByState, lockConnection, waitingFacts } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { connectionMessage, credentialFacts } from "./messages.ts";
@@ -122,9 +122,9 @@ export function completeConnectionHandler(
     const ended = await endConnection(tx, connection, message);
     if (ended === undefined) return undefined;
     const time = new Date(now());
-    await tellFailure(tx, ended, token.webhookUri, time);
-    await auditConnection(tx, ended, { action, call: actingUser(connection, call), time });
     if (!ended.reconnects) await doomReservation(tx, ended, time);
+    await tellFailures(tx, [{ connection: ended, webhookUri: token.webhookUri }], time);
+    await auditConnection(tx, ended, { action, call: actingUser(connection, call), time });
     return ended;
   }
 

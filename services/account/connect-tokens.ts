@@ -117,14 +117,24 @@ export async function endConnectTokens(
   { projectId, environment, externalUserId }: Pick<ConnectTokenRow, "projectId" | "environment" | "externalUserId">,
   time: Date,
 ): Promise<void> {
-  await db
-    .updateTable("connectTokens")
-    // Claimed by nothing that could use it: a connection that was begun with it cannot take its one use any more.
-    .set((set) => ({ expireTime: time, claimedBy: set.fn.coalesce("claimedBy", set.val("ended")) }))
+  // In one order whoever locks several, so that two never wait for one another.
+  const living = db
+    .selectFrom("connectTokens")
+    .select("id")
     .where("projectId", "=", projectId)
     .where("environment", "=", environment)
-    .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
+    .$if(externalUserId !== "", (rows) => rows.where("externalUserId", "=", externalUserId))
     .where("expireTime", ">", time)
+    .orderBy("id")
+    .forUpdate();
+  await db
+    .with("living", () => living)
+    .updateTable("connectTokens")
+    .from("living")
+    // Claimed by nothing that could use it: a connection that was begun with it cannot take its one use any more.
+    .set((set) => ({ expireTime: time, claimedBy: set.fn.coalesce("claimedBy", set.val("ended")) }))
+    .where("connectTokens.projectId", "=", projectId)
+    .whereRef("connectTokens.id", "=", "living.id")
     .execute();
 }
 

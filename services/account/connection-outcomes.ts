@@ -2,7 +2,7 @@
 // transaction of the end, so that none of them is there without the others. An event names the connection and the address
 // that its connect token wants told; whoever delivers it reads the rest.
 import type { Call } from "#libs/rpc.ts";
-import { insertAccount, type NewAccount, updateReconnectedAccount } from "./accounts.ts";
+import { insertAccount, type NewAccount, toldOfAccount, updateReconnectedAccount } from "./accounts.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { insertEvents } from "./events.ts";
 import type { AccountDatabase, AccountRow, ConnectionRow, ConnectTokenRow } from "./schema.ts";
@@ -40,25 +40,33 @@ export async function connectAccount(
     data: { appSlug: row.appSlug, name: row.name, ...originOf({ connectionId, webhookUri }) },
   });
   await insertAuditEntries(tx, call, time, {
-    ...{ projectId, action, resourceId: id, after: toldOf(row) },
-    ...(before && { before: toldOf(before) }),
+    ...{ projectId, action, resourceId: id, after: toldOfAccount(row) },
+    ...(before && { before: toldOfAccount(before) }),
   });
   return row;
 }
 
-/** Tells that a connection has failed. The account is named when it lives on. */
-export async function tellFailure(
+/** A connection that has failed, and the address of its connect token. */
+export interface FailedConnection {
+  readonly connection: ConnectionRow;
+  readonly webhookUri: string;
+}
+
+/** Tells that connections have failed, all at once. The account is named when it lives on. */
+export async function tellFailures(
   tx: AccountDatabase,
-  connection: ConnectionRow,
-  webhookUri: string,
+  failed: readonly FailedConnection[],
   time: Date,
 ): Promise<void> {
-  const { projectId, environment, externalUserId, id, reconnects, accountId, appSlug, error } = connection;
-  await insertEvents(tx, time, {
-    ...{ projectId, environment, externalUserId, accountId: reconnects ? accountId : "" },
-    type: "connection.failed",
-    data: { appSlug, error, ...originOf({ connectionId: id, webhookUri }) },
+  const events = failed.map(({ connection, webhookUri }) => {
+    const { projectId, environment, externalUserId, id, reconnects, accountId, appSlug, error } = connection;
+    return {
+      ...{ projectId, environment, externalUserId, accountId: reconnects ? accountId : "" },
+      type: "connection.failed" as const,
+      data: { appSlug, error, ...originOf({ connectionId: id, webhookUri }) },
+    };
   });
+  await insertEvents(tx, time, ...events);
 }
 
 /** The end of a connection without an account, or the wait for its verification, as the audit tells it. */
@@ -87,8 +95,4 @@ export function webhookOf(token: ConnectTokenRow | undefined): string {
 
 function originOf({ connectionId, webhookUri }: { readonly connectionId: string; readonly webhookUri: string }) {
   return { ...(connectionId !== "" && { connectionId }), ...(webhookUri !== "" && { webhookUri }) };
-}
-
-function toldOf({ externalUserId, environment, appSlug, oauthAppId, name, state, authorizedScopes }: AccountRow) {
-  return { externalUserId, environment, appSlug, oauthAppId, name, state, authorizedScopes };
 }

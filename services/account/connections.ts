@@ -5,6 +5,7 @@
 //   PENDING -> AWAITING_VERIFICATION -> SUCCEEDED | FAILED(error)     where the connect token asks for it: verify-connection.ts
 import { notFound } from "#libs/errors.ts";
 import type { CredentialFacts } from "./accounts.ts";
+import { holdProject } from "./projects.ts";
 import type { AccountDatabase, ConnectionRow } from "./schema.ts";
 
 type OpenState = "PENDING" | "AWAITING_VERIFICATION";
@@ -67,12 +68,16 @@ export async function getConnectionByState(db: AccountDatabase, stateDigest: Buf
   return row;
 }
 
-/** Keeps others from ending the connection until the transaction does; false when it is not in that state any more. */
+/**
+ * Keeps others from ending the connection until the transaction does; false when it is not in that state any more. It holds
+ * the project first, as whoever deletes one does.
+ */
 export async function lockConnection(
   tx: AccountDatabase,
   { projectId, id }: ConnectionKey,
   state: OpenState,
 ): Promise<boolean> {
+  await holdProject(tx, projectId);
   const row = await tx
     .selectFrom("connections")
     .select("id")
@@ -122,29 +127,39 @@ export async function failConnectionsOf(
   { projectId, environment, externalUserId }: Pick<ConnectionRow, "projectId" | "environment" | "externalUserId">,
   error: string,
 ): Promise<readonly ConnectionRow[]> {
-  return db
-    .updateTable("connections")
-    .set({ state: "FAILED", error })
+  const open = openConnections(db)
     .where("projectId", "=", projectId)
     .where("environment", "=", environment)
-    .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
-    .where("state", "in", ["PENDING", "AWAITING_VERIFICATION"])
-    .returningAll()
-    .execute();
+    .$if(externalUserId !== "", (rows) => rows.where("externalUserId", "=", externalUserId))
+    .where("state", "in", ["PENDING", "AWAITING_VERIFICATION"]);
+  return failAll(db, open, error);
 }
 
-/** Fails the open connections in a state whose end was before a time. */
+/** Fails some of the open connections in a state whose end was before a time; those that somebody is at are left to them. */
 export async function failExpiredConnections(
   db: AccountDatabase,
   state: OpenState,
   before: Date,
+  limit: number,
   error: string,
 ): Promise<readonly ConnectionRow[]> {
+  const overdue = openConnections(db).where("state", "=", state).where("expireTime", "<=", before);
+  return failAll(db, overdue.limit(limit).skipLocked(), error);
+}
+
+// In one order whoever locks several, so that two never wait for one another.
+function openConnections(db: AccountDatabase) {
+  return db.selectFrom("connections").select(["projectId", "id"]).orderBy("projectId").orderBy("id").forUpdate();
+}
+
+function failAll(db: AccountDatabase, open: ReturnType<typeof openConnections>, error: string) {
   return db
+    .with("open", () => open)
     .updateTable("connections")
+    .from("open")
     .set({ state: "FAILED", error })
-    .where("state", "=", state)
-    .where("expireTime", "<=", before)
-    .returningAll()
+    .whereRef("connections.projectId", "=", "open.projectId")
+    .whereRef("connections.id", "=", "open.id")
+    .returningAll("connections")
     .execute();
 }

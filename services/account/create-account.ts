@@ -25,7 +25,7 @@ import { accountMessage, credentialFacts } from "./messages.ts";
 import { chooseOauthApp } from "./oauth-apps.ts";
 import { applyOverride } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
-import { getProject } from "./projects.ts";
+import { getProject, holdProject } from "./projects.ts";
 import type { AccountDatabase, AccountRow, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { destroyRemains } from "./sweep-connecting.ts";
 import { reconnectUnverifiable, verifiableUntil } from "./verification.ts";
@@ -112,6 +112,7 @@ export function createAccountHandler(
     const reconnects = before !== undefined;
     return db.transaction().execute(async (tx) => {
       if (!reconnects) {
+        await holdProject(tx, account.projectId);
         await takeReservation(tx, { projectId: account.projectId, accountId: account.id });
         await ensureUser(tx, account, time, developmentUsers);
       }

@@ -7,7 +7,7 @@ import { countUnrevoked } from "./account-revocations.ts";
 import { countOverridesWith } from "./app-overrides.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { toldOauthApp } from "./oauth-app-handlers.ts";
+import { toldOfOauthApp } from "./oauth-app-handlers.ts";
 import { deleteOauthApp, getOauthApp, lockOauthApp } from "./oauth-apps.ts";
 import type { AccountDatabase, EnvironmentNumber, OauthAppRow } from "./schema.ts";
 
@@ -47,7 +47,7 @@ export function deleteOauthAppHandler(
         await refuseWhileUsed(tx, row);
         await refuseWhileChosen(tx, row);
         await deleteOauthApp(tx, row);
-        const before = toldOauthApp(locked);
+        const before = toldOfOauthApp(locked);
         const entry = { projectId, action: "DeleteOauthApp", resourceId: row.id, before };
         await insertAuditEntries(tx, call, new Date(now()), entry);
       });

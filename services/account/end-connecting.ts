@@ -6,7 +6,7 @@
 // is done when we come, and the account is there to be revoked, or it finds what we wrote.
 import { doomReservationsOf } from "./account-reservations.ts";
 import { endConnectTokens, getConnectToken } from "./connect-tokens.ts";
-import { tellFailure } from "./connection-outcomes.ts";
+import { type FailedConnection, tellFailures } from "./connection-outcomes.ts";
 import { failConnectionsOf } from "./connections.ts";
 import type { AccountDatabase, EnvironmentNumber } from "./schema.ts";
 
@@ -27,10 +27,12 @@ export async function endConnecting(
   const scope = { ...of, environment: of.environment as EnvironmentNumber };
   await db.transaction().execute(async (tx) => {
     await endConnectTokens(tx, scope, time);
+    const failed: FailedConnection[] = [];
     for (const connection of await failConnectionsOf(tx, scope, error)) {
-      const token = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
-      await tellFailure(tx, connection, token.webhookUri, time);
+      const { webhookUri } = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
+      failed.push({ connection, webhookUri });
     }
     await doomReservationsOf(tx, scope, time);
+    await tellFailures(tx, failed, time);
   });
 }

@@ -2,7 +2,7 @@
 // of the change that it tells. It holds no secret.
 import { type Selectable, sql } from "kysely";
 import { newId } from "#libs/ids.ts";
-import { type Page, type PageOf, pageOf } from "./pages.ts";
+import { isBefore, type Page, type PageOf, pageOf } from "./pages.ts";
 import type { AccountDatabase, EventRow } from "./schema.ts";
 import { insertConnectionDeliveries, insertDeliveries } from "./webhook-deliveries.ts";
 
@@ -47,12 +47,11 @@ export interface EventFilter {
 
 /** Events, newest first. */
 export async function listEvents(db: AccountDatabase, filter: EventFilter, page: Page): Promise<PageOf<StoredEvent>> {
-  const { after } = page;
   let rows = inEnvironment(db, filter);
   if (filter.accountId !== "") rows = rows.where("accountId", "=", filter.accountId);
   if (filter.type !== "") rows = rows.where("type", "=", filter.type);
-  if (after) rows = rows.where(sql<boolean>`(create_time, id) < (${after.createTime}, ${after.id})`);
   const found = await rows
+    .where(isBefore(page.after))
     .orderBy("createTime", "desc")
     .orderBy("id", "desc")
     .limit(page.size + 1)

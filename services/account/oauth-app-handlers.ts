@@ -6,7 +6,7 @@ import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
 import type { UpdateOauthAppRequest } from "#proto/deputy/account/v1/apps.ts";
 import { getNamedApp } from "./app-choice.ts";
-import { insertAuditEntries, type Told } from "./audit-entries.ts";
+import { insertAuditEntries } from "./audit-entries.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { oauthAppMessage } from "./messages.ts";
 import {
@@ -20,7 +20,7 @@ import {
 import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
 import { getProject, holdProject } from "./projects.ts";
-import type { AccountDatabase, OauthAppRow } from "./schema.ts";
+import type { AccountDatabase, OauthAppRow, Told } from "./schema.ts";
 
 interface Collaborators {
   readonly db: AccountDatabase;
@@ -44,8 +44,8 @@ export function oauthAppHandlers(
         projectId: row.projectId,
         action: "UpdateOauthApp",
         resourceId: row.id,
-        before: toldOauthApp(before),
-        after: { ...toldOauthApp(after), ...(hasNewSecret && { clientSecret: "changed" }) },
+        before: toldOfOauthApp(before),
+        after: { ...toldOfOauthApp(after), ...(hasNewSecret && { clientSecret: "changed" }) },
       });
       return after;
     });
@@ -70,7 +70,7 @@ export function oauthAppHandlers(
         const made = await db.transaction().execute(async (tx) => {
           await holdProject(tx, projectId);
           const inserted = await insertOauthApp(tx, { ...row, additionalScopes });
-          const entry = { projectId, action: "CreateOauthApp", resourceId: row.id, after: toldOauthApp(inserted) };
+          const entry = { projectId, action: "CreateOauthApp", resourceId: row.id, after: toldOfOauthApp(inserted) };
           await insertAuditEntries(tx, call, time, entry);
           return inserted;
         });
@@ -138,6 +138,6 @@ function judgeChange(request: UpdateOauthAppRequest): OauthAppChange {
 }
 
 /** What the audit tells of an OAuth app. */
-export function toldOauthApp({ projectId: _, id: __, ...told }: OauthAppRow): Told {
+export function toldOfOauthApp({ projectId: _, id: __, ...told }: OauthAppRow): Told {
   return told;
 }

@@ -10,7 +10,7 @@ import { countUnrevoked } from "./account-revocations.ts";
 import { getNamedApp } from "./app-choice.ts";
 import { deleteAppOverridesOf } from "./app-overrides.ts";
 import { insertAuditEntries, type NewAuditEntry } from "./audit-entries.ts";
-import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
+import { afterwards, briefly, type HandlerGroup, type Vault } from "./handler-group.ts";
 import { appMessage } from "./messages.ts";
 import { deleteOauthAppsOf, listOauthAppIds } from "./oauth-apps.ts";
 import {
@@ -81,7 +81,7 @@ export function ownAppHandlers(
         await holdProject(tx, projectId);
         await insertOwnApp(tx, { projectId, slug: app.slug, definition, createTime: time, updateTime: time });
         await note(tx, call, { projectId, action: "CreateApp", resourceId: app.slug, after: app });
-        await vault.putApp({ projectId, definition }, ownRight(call));
+        await vault.putApp({ projectId, definition }, briefly(call));
       });
       return { app: appMessage({ ...app, projectOwned: true }) };
     },
@@ -97,7 +97,7 @@ export function ownAppHandlers(
         if (count > 0) throw inUse(count, "its `auth` cannot change");
         await updateOwnApp(tx, { projectId, slug, definition, updateTime: new Date(now()) });
         await note(tx, call, { projectId, action: "UpdateApp", resourceId: slug, ...told(before), after: app });
-        await vault.putApp({ projectId, definition }, ownRight(call));
+        await vault.putApp({ projectId, definition }, briefly(call));
       });
       return { app: appMessage({ ...app, projectOwned: true }) };
     },
@@ -114,7 +114,7 @@ export function ownAppHandlers(
         await deleteOauthAppsOf(tx, projectId, slug);
         await deleteOwnApp(tx, projectId, slug);
         await note(tx, call, { projectId, action: "DeleteApp", resourceId: slug, ...told(before) });
-        await vault.destroyApp({ projectId, appSlug: slug }, ownRight(call));
+        await vault.destroyApp({ projectId, appSlug: slug }, briefly(call));
         return ids;
       });
       for (const oauthAppId of oauthAppIds) await vault.destroyOauthClient({ projectId, oauthAppId }, afterwards(call));

@@ -4,11 +4,11 @@ import type { UpdateProjectRequest } from "#proto/deputy/account/v1/projects.ts"
 import { appId } from "./app-choice.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import type { HandlerGroup } from "./handler-group.ts";
+import { requireAdmin } from "./member-rights.ts";
 import { projectMessage } from "./messages.ts";
 import { listAppsWithOauthApp } from "./oauth-apps.ts";
 import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
-import { requireAdministrator } from "./project-administrators.ts";
 import {
   getProject,
   insertProject,
@@ -50,7 +50,7 @@ export function projectHandlers(
     },
 
     async updateProject(request, call) {
-      requireAdministrator(call.caller);
+      requireAdmin(call.caller.token?.actor, "update_project");
       const { projectId } = request;
       const change = changeOf(request);
       if (Object.keys(change).length === 0) return { project: projectMessage(await getProject(db, projectId)) };

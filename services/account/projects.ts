@@ -4,9 +4,8 @@
 import { sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
-import type { Told } from "./audit-entries.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
-import type { AccountDatabase, ProjectRow } from "./schema.ts";
+import type { AccountDatabase, ProjectRow, Told } from "./schema.ts";
 
 /** What the owner of a project can say of it. */
 export type ProjectSettings = Pick<ProjectRow, "name" | "appName" | "supportEmail" | "requireKeyAuthTest">;

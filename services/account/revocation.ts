@@ -5,7 +5,7 @@
 import type { Call } from "#libs/rpc.ts";
 import { ProviderRevocation, RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
 import { claimForRevocation, countUnrevoked, finishRevocation } from "./account-revocations.ts";
-import { type AccountFilter, accountTold } from "./accounts.ts";
+import { type AccountFilter, toldOfAccount } from "./accounts.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { insertEvents } from "./events.ts";
 import { ownRight, type Vault } from "./handler-group.ts";
@@ -78,8 +78,8 @@ export function whose({ id, externalUserId, appSlug }: AccountRow) {
 }
 
 function auditEntryOf(row: AccountRow, action: RevokingCall["action"]) {
-  const before = accountTold({ ...row, state: "ACTIVE" });
-  return { projectId: row.projectId, resourceId: row.id, action, before, after: accountTold(row) };
+  const before = toldOfAccount({ ...row, state: "ACTIVE" });
+  return { projectId: row.projectId, resourceId: row.id, action, before, after: toldOfAccount(row) };
 }
 
 function eventOf(row: AccountRow, { destroyTime, providerRevocation }: RevocationReceipt) {

@@ -5,6 +5,16 @@ import type { Generated, GeneratedAlways, JSONColumnType, Kysely } from "kysely"
 /** The account database, or a transaction in it. */
 export type AccountDatabase = Kysely<Tables>;
 
+// The order in which a transaction locks rows of more than one table, and within a table those of more than one key, so that
+// two never wait for one another; it leaves out what it does not need:
+//
+//   projects, external_users, connect_tokens, connections, own_apps, app_overrides, oauth_apps, account_reservations,
+//   credential_watch, accounts, webhook_endpoints, webhook_lanes, webhook_deliveries
+//
+// Accounts among themselves go by create_time and id, everything else by its key. A row that a transaction makes itself nobody
+// waits for, unless its key is a name that others choose as well. Where the order is broken all the same Postgres ends one of
+// the two, and its caller is told ABORTED `CONCURRENT_CHANGE` (libs/database.ts).
+
 /** Tables by name. */
 export interface Tables {
   projects: ProjectRow;
@@ -203,8 +213,8 @@ export interface OwnOauthClientRow {
   createTime: Date;
 }
 
-/** What is told of a resource. */
-type Told = Readonly<Record<string, unknown>>;
+/** What is told of a resource, without secrets; times as `Date`. */
+export type Told = Readonly<Record<string, unknown>>;
 
 export interface AuditEntryRow {
   projectId: string;

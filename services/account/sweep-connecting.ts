@@ -5,10 +5,11 @@ import { randomUUID } from "node:crypto";
 import type { Logger } from "#libs/log.ts";
 import { deleteDoomed, doomExpiredReservations, doomReservation, listDoomed } from "./account-reservations.ts";
 import { getConnectToken } from "./connect-tokens.ts";
-import { tellFailure } from "./connection-outcomes.ts";
+import { type FailedConnection, tellFailures } from "./connection-outcomes.ts";
 import { failExpiredConnections } from "./connections.ts";
 import type { Vault } from "./handler-group.ts";
 import { deleteOwnClient, listUnusedClients } from "./own-oauth-clients.ts";
+import { startRepeating } from "./repeat.ts";
 import type { AccountDatabase, AccountReservationRow } from "./schema.ts";
 
 /** How often a process sweeps. */
@@ -46,20 +47,10 @@ export async function destroyRemains(
   await deleteDoomed(db, reservation, time);
 }
 
-/** Sweeps now and then until it is stopped. */
+/** Sweeps until it is stopped. */
 export function startSweep(collaborators: Collaborators, log: Logger): { stop(): Promise<void> } {
-  let sweeping: Promise<void> = Promise.resolve();
-  const timer = setInterval(() => {
-    sweeping = sweeping
-      .then(() => sweepConnecting(collaborators, new Date()))
-      .catch((error) => log.warn({ err: error }, "what nobody connected could not be cleared away: tried again later"));
-  }, intervalMs);
-  return {
-    async stop() {
-      clearInterval(timer);
-      await sweeping;
-    },
-  };
+  const failure = "what nobody connected could not be cleared away: tried again later";
+  return startRepeating({ work: () => sweepConnecting(collaborators, new Date()), intervalMs, failure }, log);
 }
 
 /** One after the other; one that fails does not keep the others from being done. */
@@ -79,16 +70,16 @@ async function failOverdue(db: AccountDatabase, time: Date): Promise<void> {
     const uncompleted = "The connection was not completed in time.";
     const late = new Date(time.getTime() - lateMs);
     const overdue = [
-      ...(await failExpiredConnections(tx, "AWAITING_VERIFICATION", time, unverified)),
-      ...(await failExpiredConnections(tx, "PENDING", late, uncompleted)),
+      ...(await failExpiredConnections(tx, "AWAITING_VERIFICATION", time, batchSize, unverified)),
+      ...(await failExpiredConnections(tx, "PENDING", late, batchSize, uncompleted)),
     ];
+    const failed: FailedConnection[] = [];
     for (const connection of overdue) {
-      const token = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
+      const { webhookUri, claimedBy } = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
       // Of several attempts with one token those that nobody went on with are no news once another has it.
-      if (token.claimedBy === null || token.claimedBy === connection.id) {
-        await tellFailure(tx, connection, token.webhookUri, time);
-      }
+      if (claimedBy === null || claimedBy === connection.id) failed.push({ connection, webhookUri });
       if (!connection.reconnects) await doomReservation(tx, connection, time);
     }
+    await tellFailures(tx, failed, time);
   });
 }

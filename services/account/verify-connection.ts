@@ -6,7 +6,7 @@ import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import { doomReservation, takeReservation } from "./account-reservations.ts";
 import { getConnectToken } from "./connect-tokens.ts";
-import { auditConnection, connectAccount, tellFailure } from "./connection-outcomes.ts";
+import { auditConnection, connectAccount, tellFailures } from "./connection-outcomes.ts";
 import { endConnection, getConnection, lockConnection } from "./connections.ts";
 import { ensureUser } from "./external-users.ts";
 import type { HandlerGroup, Vault } from "./handler-group.ts";
@@ -68,7 +68,7 @@ export function verifyConnectionHandler(
   ): Promise<End> {
     const ended = await endConnection(tx, connection, error);
     if (ended === undefined) return { connection: undefined };
-    await tellFailure(tx, ended, token.webhookUri, time);
+    await tellFailures(tx, [{ connection: ended, webhookUri: token.webhookUri }], time);
     await auditConnection(tx, ended, { action, call, time });
     return { connection: ended, doomed: await doomReservation(tx, ended, time) };
   }

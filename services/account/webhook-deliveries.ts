@@ -133,14 +133,15 @@ export async function updateDelivery(
 
 /** Gives up everything that waits for an endpoint, which is no more. */
 export async function abandonDeliveries(db: AccountDatabase, key: EndpointKey, time: Date): Promise<void> {
-  await waitingFor(db, key)
-    .set({ state: "FAILED", lastError: "The webhook was deleted.", completeTime: time })
-    .execute();
+  // The lanes first, as whoever notes how a posting went holds its lane.
   await db
     .deleteFrom("webhookLanes")
     .where("projectId", "=", key.projectId)
     .where("environment", "=", key.environment as WebhookDelivery["environment"])
     .where("endpointId", "=", key.endpointId)
+    .execute();
+  await waitingFor(db, key)
+    .set({ state: "FAILED", lastError: "The webhook was deleted.", completeTime: time })
     .execute();
 }
 

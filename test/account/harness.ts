@@ -95,16 +95,8 @@ export async function startAccount(
     startServer({
       definition: AccountServiceDefinition,
       handlers: accountService(
-        {
-          db,
-          vault: vaultClient,
-          catalog,
-          tokenKeys,
-          signals,
-          gatewayUrl: "https://deputy.example:8443",
-          developmentUsers,
-          exemptTargets,
-        },
+        { db, vault: vaultClient, catalog, tokenKeys, signals },
+        { gatewayUrl: "https://deputy.example:8443", developmentUsers, exemptTargets },
         now,
       ),
       callers,

@@ -1,6 +1,7 @@
 // The connect page and the OAuth callback as a browser without scripts uses them.
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { notFound, StatusError } from "#libs/errors.ts";
+import { App } from "#proto/deputy/account/v1/apps.ts";
 import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
 import { connectToken, type GatewayFixture, sendgrid, startGatewayFixture, validToken } from "./gateway-fixture.ts";
 
@@ -66,6 +67,41 @@ describe("the page", () => {
     const html = await (await gateway.sendBare(link)).text();
     expect(html).not.toMatch(/<script|<img src=x|SendGrid <x>/);
     expect(html).toContain("&lt;script&gt;");
+  });
+
+  it("takes nothing that an app's author, a product or a link brings for markup", async () => {
+    const evil = `"'><script src=//evil.example></script>`;
+    const app = {
+      ...{ ...sendgrid, name: evil, imageUrl: `javascript:alert(1)${evil}` },
+      customFields: [
+        { ...sendgrid.customFields[0], name: "region", label: evil, description: evil, defaultValue: evil },
+      ],
+    };
+    const projectSupportEmail = `x@y.example${evil}`;
+    const valid = validToken({
+      app: App.fromPartial(app),
+      projectSupportEmail,
+      allowedOrigins: ["https://app.example"],
+    });
+    gateway.changeAccount({
+      validateConnectToken: async () => valid,
+      createAccount: async () => {
+        throw new StatusError("FAILED_PRECONDITION", "KEY_TEST_FAILED", evil);
+      },
+    });
+    const marked = encodeURIComponent(evil);
+    const pages = [
+      await gateway.sendBare(`${path}?token=${connectToken}&app=x&accountId=${marked}&oauthAppId=${marked}`),
+      await submit({ accountId: evil, "field.region": evil }, { "sec-fetch-site": "same-origin" }),
+    ];
+    for (const page of pages) {
+      const html = await page.text();
+      expect(html).toContain("&lt;script src");
+      expect(html.match(/<script[^>]*>/g)).toEqual([
+        expect.stringMatching(/^<script src="\/_static\/connect.js" data-role/),
+      ]);
+      expect(page.headers.get("content-security-policy")).toContain("script-src 'self';");
+    }
   });
 
   it("asks for the fields of an app with keys, secret ones as passwords", async () => {

@@ -35,6 +35,28 @@ test("prepares a statement with parameters once, however often it runs", async (
   expect(await prepared()).toBe(1n);
 });
 
+test("tells one of two who wait for one another to call again", async () => {
+  const two = openDatabase<Tables>({ ...database.owner, ...options, maxConnections: 2 });
+  await two
+    .insertInto("note")
+    .values([21n, 22n].map((id) => ({ id, body: "" })))
+    .execute();
+  const both = Promise.withResolvers<void>();
+  let begun = 0;
+  const change = (ids: readonly bigint[]) =>
+    two.transaction().execute(async (tx) => {
+      for (const id of ids) {
+        await tx.updateTable("note").set({ body: "x" }).where("id", "=", id).execute();
+        if (++begun === 2) both.resolve();
+        await both.promise;
+      }
+    });
+  const results = await Promise.allSettled([change([21n, 22n]), change([22n, 21n])]);
+  const refused = results.filter((result) => result.status === "rejected");
+  expect(refused.map(({ reason }) => reason)).toMatchObject([{ code: "ABORTED", reason: "CONCURRENT_CHANGE" }]);
+  await two.destroy();
+});
+
 test("gives no more than 500 statements a name", async () => {
   const flood = openDatabase<Tables>({ ...database.owner, ...options, maxConnections: 1 });
   for (let n = 0; n < 510; n++) await sql`select ${"x"}::text, ${sql.raw(String(n))}`.execute(flood);

@@ -42,7 +42,7 @@ const ciphers = /^(create(Cipheriv|Decipheriv)|(public|private)(Encrypt|Decrypt)
 // Of a service's files, those that speak the contract: they serve handlers, call clients, or turn rows into messages. So do
 // files named after an RPC. The gateway has no ideas of its own: all of it turns HTTP into the contract and back.
 const contractSpeakers =
-  /^(?:.*-)?(?:main|service|handlers|handler-group|messages|client|clients|callers|vault|authenticate)\.ts$/;
+  /^(?:start-(?:account|vault)|(?:.*-)?(?:main|service|handlers|handler-group|messages|clients?|callers|authenticate))\.ts$/;
 // What RevokeAllAccounts, DeleteAccount and DeleteUser share.
 const sharedByRpcs = new Set(["revoke-accounts.ts", "revocation.ts"]);
 const hubNames = new Set(["index.ts", "types.ts", "utils.ts", "context.ts", "constants.ts", "helpers.ts", "common.ts"]);
