@@ -6,7 +6,6 @@ import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { requireAdministrator } from "./project-administrators.ts";
 import { lockProject, toldOfProject, updateProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
 
@@ -29,7 +28,6 @@ export function deleteProjectHandler({ db, vault }: Collaborators, now: () => nu
 
   return {
     async deleteProject({ projectId }, call) {
-      requireAdministrator(call.caller);
       const isDeleted = await isInterrupted(db, projectId);
       if (!isDeleted) await db.transaction().execute((tx) => end(tx, projectId, call));
       for (const oauthAppId of await oauthAppsOf(db, projectId)) {
