@@ -13,7 +13,11 @@ type More = Pick<Admission, "connectToken" | "administrators">;
 /** A caller whose token has the scope, and the operator. */
 function api(scope: string, more: More = {}): readonly Admission[] {
   const { administrators = false } = more;
-  return [{ scope, ...more }, { service: "gateway", scope, ...more }, { service: "operator", administrators }];
+  return [
+    { scope, ...more },
+    { service: "gateway", scope, ...more },
+    { service: "operator", administrators },
+  ];
 }
 
 /** The same without plain members: what tells of everybody's accounts, or changes what is for all. */

@@ -175,18 +175,16 @@ export function documentation(): string {
   const lines = new Map<string, string[]>();
   for (const [method, row] of Object.entries(rows)) {
     const name = `\`${method[0]?.toUpperCase()}${method.slice(1)}\``;
-    const kind = `${waysIn(row)} | ${row.scope && row.connectTokens ? "yes" : row.scope ? "no" : "-"} | ${
-      typeof row.only === "object" ? "-" : membersTexts[row.members]
-    }`;
-    lines.set(kind, [...(lines.get(kind) ?? []), name]);
+    lines.set(ways(row), [...(lines.get(ways(row)) ?? []), name]);
   }
-  const head = "| methods | who | connect token | other members |\n| --- | --- | --- | --- |\n";
+  const head = "| methods | scope or caller | connect token | other members |\n| --- | --- | --- | --- |\n";
   return head + [...lines].map(([kind, names]) => `| ${names.join(", ")} | ${kind} |`).join("\n");
 }
 
-function waysIn({ scope, only, also = [], refusesTokens }: Row): string {
-  if (typeof only === "object") return only.join(", ");
-  if (only === "anybody") return ["anybody", ...also].join(", ");
-  if (refusesTokens === "OPERATOR_REQUIRED") return "operator";
-  return ["`".concat(scope ?? "", "`"), ...also].join(", ");
+function ways({ scope = "", connectTokens, only, also = [], refusesTokens, members }: Row): string {
+  if (typeof only === "object") return `${only.join(", ")} | - | -`;
+  if (only === "anybody") return `${["anybody", ...also].join(", ")} | - | -`;
+  if (refusesTokens === "OPERATOR_REQUIRED") return "operator | - | -";
+  const kind = refusesTokens === undefined ? (connectTokens ? "yes" : "no") : "only";
+  return `\`${scope}\` | ${kind} | ${membersTexts[members]}`;
 }
