@@ -164,8 +164,6 @@ describe("startConnection", () => {
     const others = await tokenOf(account, otherProjectId);
     const request = { environment: 1, externalUserId: "ann" } as const;
     const foreign = (await api.createConnectToken(request, call(others))).token;
-    const oauth = { appSlug: "sandbox", clientId: "other-client", clientSecret: "other-secret" };
-    await api.createOauthApp(oauth, call(others));
     await expectNothing("startConnection", [], shared, { token: foreign });
     const more = { accountId: "", oauthAppId: shared.oauthAppId };
     expect(await ask("startConnection", shared, { token: foreign, more })).toEqual(absent("OAuth app"));

@@ -57,6 +57,8 @@ export async function newWorld(account: Account) {
   const { apiClient, clientSecret } = await operator.createApiClient({ projectId }, call());
   const oauth = { appSlug: "sandbox", clientId: "acme-client", clientSecret: "acme-secret" };
   const oauthAppId = (await api.createOauthApp(oauth, call(token))).oauthApp?.id ?? "";
+  // So that the other project could do as much with things of its own.
+  await api.createOauthApp(oauth, call(await tokenOf(account, otherProjectId)));
   const override = await api.createAppOverride({ appSlug: "tenant_key", name: "EU" }, call(token));
   const ownApp = "own_crm";
   await api.createApp({ definition: definitionOf(ownApp) }, call(token));
