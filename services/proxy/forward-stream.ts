@@ -140,7 +140,7 @@ async function openAnswer(
     const { status, headers } = answer;
     const isJudged = sending.replayable && needsBody({ status, headers }, leased.lease.authFailureRules);
     const read = isJudged && isShort(answer) ? Buffer.concat(await answer.body.toArray()) : empty;
-    await refreshIfRefused(vault, { ...sending, request }, leased, call, { status, headers, body: read });
+    await refreshIfRefused(vault, sending, request, leased, call, { status, headers, body: read });
     return { answer, read, leased, upstreamDurationMs };
   } catch (error) {
     answer.body.destroy();

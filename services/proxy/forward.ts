@@ -34,7 +34,10 @@ export async function forward(
   const deadlineMs = Math.min(now() + (request.timeoutMs || maxTimeoutMs), call.deadlineMs - reserveMs);
   const tally = newTally();
   const sending: Sending<EgressAnswer> = {
-    ...{ request, compose, tally, replayable: true },
+    request,
+    compose,
+    tally,
+    replayable: true,
     send: (outgoing) => egress.send({ ...outgoing, totalTimeoutMs: timeLeft(deadlineMs - now()), maxBodyBytes }),
   };
   const leave = await collaborators.limits.enter(request);
@@ -44,7 +47,7 @@ export async function forward(
       const sentMs = now();
       const answer = await sendLeased(sending, leased, bounded);
       const upstreamDurationMs = now() - sentMs;
-      await refreshIfRefused(vault, { ...sending, request }, leased, bounded, answer);
+      await refreshIfRefused(vault, sending, request, leased, bounded, answer);
       const { attempts, refreshed } = tally;
       return { ...shown(answer, leased.lease), attempts, refreshed, upstreamDurationMs };
     });

@@ -75,7 +75,8 @@ export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Lease
 /** Refreshes a credential that the answer refuses, once in a call; throws LeaseOver when the request is to be sent again. */
 export async function refreshIfRefused(
   vault: RefreshingVault,
-  { request, replayable, tally }: Pick<Sending<unknown>, "replayable" | "tally"> & { readonly request: LeaseTarget },
+  { replayable, tally }: Pick<Sending<unknown>, "replayable" | "tally">,
+  target: LeaseTarget,
   { lease, hold, refreshed: waited }: Leased,
   call: Call,
   answer: JudgedAnswer,
@@ -83,7 +84,7 @@ export async function refreshIfRefused(
   tally.refreshed ||= waited;
   if (!replayable || !lease.refreshable || tally.refused !== undefined) return;
   if (!isAuthFailure(answer, lease.authFailureRules)) return;
-  const { replaced, refreshed } = await refreshRefused(vault, request, lease.generation, call);
+  const { replaced, refreshed } = await refreshRefused(vault, target, lease.generation, call);
   if (!replaced) return;
   tally.refreshed ||= refreshed;
   tally.refused = lease.generation;

@@ -38,6 +38,7 @@ const actionsOn = (projectId: string) =>
     .selectFrom("auditEntries")
     .select(["action", "resourceId", "before", "after", "actor"])
     .where("projectId", "=", projectId)
+    .where("action", "like", "%Webhook%")
     .orderBy("createTime")
     .execute();
 

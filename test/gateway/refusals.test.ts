@@ -51,9 +51,9 @@ describe("a request is refused", () => {
   });
 
   it.each([
-    ["GET", "/v1/connect/proj_1/webhook"],
+    ["GET", "/v1/connect/usage"],
     ["POST", "/v1/connect/proj_1/actions/run"],
-    ["DELETE", "/v1/connect/proj_1/users/user-1"],
+    ["GET", "/v1/connect/proj_1/triggers"],
     ["GET", "/nowhere"],
   ])("with 404 and JSON for %s %s, which is not served", async (method, path) => {
     const answer = await gateway.send(path, { method });

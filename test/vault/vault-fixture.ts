@@ -282,7 +282,7 @@ function catalogAt(providerUrl: string, shimUrl: string): Map<string, CatalogApp
 }
 
 /** Waits until a condition holds. */
-export async function until(condition: () => Promise<boolean> | boolean, withinMs = 10_000): Promise<void> {
+export async function until(condition: () => Promise<boolean> | boolean, withinMs = 20_000): Promise<void> {
   const giveUpMs = performance.now() + withinMs;
   while (!(await condition())) {
     if (performance.now() > giveUpMs) throw new Error("did not come true in time");
