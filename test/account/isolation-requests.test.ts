@@ -220,3 +220,12 @@ test("completeConnection knows a connection by its state and its browser, and by
   expect(elsewhere).toMatchObject({ code: "PERMISSION_DENIED", reason: "BROWSER_MISMATCH" });
   expect(await ask("completeConnection", shared, { client: gateway })).toMatchObject({ kind: "ok" });
 });
+
+test("counts for a member the accounts that the member may see", async () => {
+  const { projectId, token } = await newWorld(account);
+  const count = async (from: string) =>
+    (await api.listUsers({ environment: 1 }, call(from))).users.map(({ accountCount }) => accountCount);
+  expect(await count(token)).toEqual([2]);
+  expect(await count(await tokenOf(account, projectId, { actor: admin }))).toEqual([2]);
+  expect(await count(await tokenOf(account, projectId, { actor: plainMember }))).toEqual([1]);
+});
