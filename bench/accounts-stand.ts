@@ -75,9 +75,16 @@ export async function openAccountsStand(accounts: number, projectId: string) {
       "insert into projects (id, name, app_name, support_email, create_time, update_time) values ($1, '', '', '', now(), now())",
       [projectId],
     );
-    // Without the triggers: nobody watches how the accounts come about.
+    // Without the triggers: nobody watches how the accounts come about. The indexes come afterwards: sorted, in a tenth of the time.
     await admin.query("set session_replication_role = replica");
+    await admin.query("set maintenance_work_mem = '512MB'");
+    const indexes = await admin.query<{ name: string; definition: string }>(
+      `select indexname as name, indexdef as definition from pg_indexes
+       where tablename = 'accounts' and indexname <> 'accounts_pkey'`,
+    );
+    for (const { name } of indexes) await admin.query(`drop index ${name}`);
     await admin.query(fill, [accounts, projectId]);
+    for (const { definition } of indexes) await admin.query(definition);
     // As the autovacuum would, in its time.
     await admin.query("vacuum (analyze) accounts");
     await admin.query("vacuum (analyze) account_changes");

@@ -45,7 +45,7 @@ const connectTimeoutMs = 5_000;
 const maxNamedStatements = 500;
 
 /**
- * Opens a database for queries. Names are snake_case in Postgres and camelCase here; columns of type int8 are bigint. End it
+ * Opens a database for queries. Names are snake_case in Postgres and camelCase here, but inside of JSON; columns of type int8 are bigint. End it
  * by `destroy()`.
  */
 export function openDatabase<Tables>(options: PoolOptions): Kysely<Tables> {
@@ -68,7 +68,8 @@ export function openDatabase<Tables>(options: PoolOptions): Kysely<Tables> {
     },
     controlClient: pg.Client,
   });
-  return new Kysely<Tables>({ dialect, plugins: [new CamelCasePlugin()] });
+  // The keys inside of JSON are data, and stay as they were written.
+  return new Kysely<Tables>({ dialect, plugins: [new CamelCasePlugin({ maintainNestedObjectKeys: true })] });
 }
 
 /** Opens a plain pool, for libraries that bring their own statements. int8 is text, as pg has it. */

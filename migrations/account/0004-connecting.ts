@@ -18,6 +18,12 @@ const statements = [
     add column verifier_digest digest,
     add column account_name text not null default '',
     add column authorized_scopes text[] not null default '{}',
+    add column credential_generation int,
+    add column credential_expire_time moment,
+    add column last_refresh_time moment,
+    add column next_refresh_time moment,
+    add column grant_expire_time moment,
+    add column grant_notice_time moment,
     drop constraint connections_state_check,
     add constraint connections_state_check
       check (state in ('PENDING', 'AWAITING_VERIFICATION', 'SUCCEEDED', 'FAILED')),

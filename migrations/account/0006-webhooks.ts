@@ -63,12 +63,23 @@ const statements = [
   "create index webhook_lanes_due on webhook_lanes (project_id, environment, endpoint_id, due_time)",
   "create index webhook_lanes_overdue on webhook_lanes (due_time)",
 
+  // What is old is found by these, to be deleted: services/account/prune-history.ts.
+  "create index events_by_time on events (create_time)",
+  "create index connections_by_end on connections (expire_time)",
+  "create index connections_of_token on connections (project_id, connect_token_id)",
+  "create index connect_tokens_by_end on connect_tokens (expire_time)",
+
   // What the vault has told of the credential.
   `alter table accounts
     add column credential_generation int,
     add column expire_time moment,
     add column last_refresh_time moment,
-    add column next_refresh_time moment`,
+    add column next_refresh_time moment,
+    -- When its user has to connect again, and from when on that is to be told; no more once it was.
+    add column grant_expire_time moment,
+    add column grant_notice_time moment`,
+  `create index accounts_expiring on accounts (grant_notice_time)
+    where grant_notice_time is not null and state = 'ACTIVE' and health <> 'DEAD'`,
 
   // How far the vault's changes have been taken over: one row.
   `create table credential_watch (

@@ -32,7 +32,7 @@ const statements = [
     language plpgsql security definer set search_path = public, pg_temp as $$
   declare
     told constant text[] := array['name', 'health', 'error', 'update_time', 'credential_generation', 'expire_time',
-      'last_refresh_time', 'next_refresh_time'];
+      'last_refresh_time', 'next_refresh_time', 'grant_expire_time', 'grant_notice_time'];
   begin
     if tg_op = 'INSERT' then
       insert into account_changes (project_id, account_id, environment, changes_use)

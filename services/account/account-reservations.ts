@@ -7,6 +7,9 @@
 //   given up, or past its end
 //                           doomed: from this commit on no account can be made of it; then the vault destroys what it may
 //                           hold under the id, and the reservation is deleted. Killed in between, the next sweep repeats it.
+//
+// Who is at it gives up at its own end. One that others give up may be in the vault's hands at that moment, and be sealed after
+// its remains were destroyed: such a reservation stays until any call of that time is over, and is cleared away at each sweep.
 import { StatusError } from "#libs/errors.ts";
 import type { AccountDatabase, AccountReservationRow } from "./schema.ts";
 
@@ -15,6 +18,9 @@ export type ReservationKey = Pick<AccountReservationRow, "projectId" | "accountI
 
 // Longer than any call that makes an account; a sweep may come as late as it likes.
 const reservedMs = 15 * 60_000;
+
+// Longer than a vault may be at what it was asked before.
+const lingerMs = 2 * 60_000;
 
 /** Reserves an id, until the time given at least. */
 export async function reserveAccount(
@@ -59,21 +65,22 @@ export async function extendReservation(
     .execute();
 }
 
-/** Gives up one reservation; false when its account was made. */
+/** Gives up a reservation that nobody is at any more; undefined when its account was made. */
 export async function doomReservation(
   db: AccountDatabase,
   { projectId, accountId }: ReservationKey,
+  time: Date,
 ): Promise<AccountReservationRow | undefined> {
   return db
     .updateTable("accountReservations")
-    .set({ doomed: true })
+    .set({ doomed: true, expireTime: time })
     .where("projectId", "=", projectId)
     .where("accountId", "=", accountId)
     .returningAll()
     .executeTakeFirst();
 }
 
-/** Gives up all reservations of a user, or of all users of the environment when none is named. */
+/** Gives up all reservations of a user, or of all users of the environment when none is named, whoever is at them. */
 export async function doomReservationsOf(
   db: AccountDatabase,
   {
@@ -81,13 +88,15 @@ export async function doomReservationsOf(
     environment,
     externalUserId,
   }: Pick<AccountReservationRow, "projectId" | "environment" | "externalUserId">,
+  time: Date,
 ): Promise<void> {
   await db
     .updateTable("accountReservations")
-    .set({ doomed: true })
+    .set({ doomed: true, expireTime: new Date(time.getTime() + lingerMs) })
     .where("projectId", "=", projectId)
     .where("environment", "=", environment)
     .$if(externalUserId !== "", (update) => update.where("externalUserId", "=", externalUserId))
+    .where("doomed", "=", false)
     .execute();
 }
 
@@ -112,12 +121,17 @@ export async function listDoomed(db: AccountDatabase, limit: number): Promise<re
     .execute();
 }
 
-/** Forgets a reservation whose remains are gone. */
-export async function deleteDoomed(db: AccountDatabase, { projectId, accountId }: ReservationKey): Promise<void> {
+/** Forgets a reservation whose remains are gone, once nothing can come after. */
+export async function deleteDoomed(
+  db: AccountDatabase,
+  { projectId, accountId }: ReservationKey,
+  time: Date,
+): Promise<void> {
   await db
     .deleteFrom("accountReservations")
     .where("projectId", "=", projectId)
     .where("accountId", "=", accountId)
     .where("doomed", "=", true)
+    .where("expireTime", "<=", time)
     .execute();
 }

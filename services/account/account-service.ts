@@ -66,7 +66,7 @@ export function accountService(
     ...connectHandlers({ db, catalogOf, gatewayUrl, developmentUsers }, now),
     ...startConnectionHandler({ db, vault, catalogOf, redirectUri }, now),
     ...completeConnectionHandler({ db, vault }, now),
-    ...verifyConnectionHandler({ db, developmentUsers }, now),
+    ...verifyConnectionHandler({ db, vault, catalogOf, developmentUsers }, now),
     ...createAccountHandler({ db, vault, catalogOf, developmentUsers }, now),
     ...accountHandlers({ db }, now),
     ...watchAccountsHandler({ db, signals }),

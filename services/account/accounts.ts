@@ -3,7 +3,7 @@
 //
 // An account is ACTIVE, then REVOKING (refused from here on, its credential perhaps still there), then REVOKED (the vault
 // has confirmed). It never goes back, and REVOKING is no dead end: whoever revokes again takes it up.
-import { sql } from "kysely";
+import { type RawBuilder, sql } from "kysely";
 import { notFound, StatusError } from "#libs/errors.ts";
 import { type Actor, allowedRows, type Right, requireRight, type Shared } from "./member-rights.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
@@ -30,7 +30,7 @@ export interface AccountFilter extends AccountScope {
 /** What the vault tells of a credential that it has stored. */
 export type CredentialFacts = Pick<
   AccountRow,
-  "credentialGeneration" | "expireTime" | "lastRefreshTime" | "nextRefreshTime"
+  "credentialGeneration" | "expireTime" | "lastRefreshTime" | "nextRefreshTime" | "grantExpireTime" | "grantNoticeTime"
 >;
 
 /** What a new account is made of; without an owner it belongs to the project. */
@@ -102,16 +102,24 @@ export async function updateReconnectedAccount(
 ): Promise<AccountRow | undefined> {
   const { projectId, id, name, oauthAppId, authorizedScopes } = account;
   const { credentialGeneration, expireTime, lastRefreshTime, nextRefreshTime } = account;
+  const { grantExpireTime = null, grantNoticeTime = null } = account;
   return db
     .updateTable("accounts")
     .set({ oauthAppId, authorizedScopes, health: "HEALTHY", error: "", updateTime: time })
     .set({ credentialGeneration, expireTime, lastRefreshTime, nextRefreshTime })
+    .set({ grantExpireTime, grantNoticeTime: untoldNotice(sql`${grantExpireTime}`, sql`${grantNoticeTime}`) })
     .$if(name !== "", (update) => update.set({ name }))
     .where("projectId", "=", projectId)
     .where("id", "=", id)
     .where("state", "=", "ACTIVE")
     .returningAll()
     .executeTakeFirst();
+}
+
+/** When an end is to be told: never again where the account has that end already, and it was told. */
+export function untoldNotice(expireTime: RawBuilder<unknown>, noticeTime: RawBuilder<unknown>) {
+  return sql<Date | null>`case when accounts.grant_expire_time = ${expireTime}::moment then accounts.grant_notice_time
+    else ${noticeTime}::moment end`;
 }
 
 /** Keeps others from changing the account until the transaction ends. */

@@ -20,7 +20,7 @@ import { chooseOauthApp } from "./oauth-apps.ts";
 import { checkOverrideFields } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
-import { getProject } from "./projects.ts";
+import { getProject, holdProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
 
 type Methods = `${"create" | "get" | "update" | "delete"}AppOverride` | "listAppOverrides";
@@ -45,6 +45,7 @@ export function appOverrideHandlers(
       const row = { ...owned, name, oauthAppId: request.oauthAppId || null, fields };
       await judge(db, row);
       const made = await db.transaction().execute(async (tx) => {
+        await holdProject(tx, projectId);
         const inserted = await insertAppOverride(tx, row);
         const after = toldAppOverride(inserted);
         await insertAuditEntries(tx, call, time, { projectId, action: "CreateAppOverride", resourceId: row.id, after });

@@ -19,7 +19,7 @@ import type { CompleteAuthorizationResponse } from "#proto/deputy/vault/v1/crede
 import { doomReservation, extendReservation, takeReservation } from "./account-reservations.ts";
 import { claimConnectToken, getConnectToken, invalidConnectToken, releaseConnectToken } from "./connect-tokens.ts";
 import { actingUser, auditConnection, connectAccount, tellFailure } from "./connection-outcomes.ts";
-import { awaitVerification, endConnection, getConnectionByState, lockConnection } from "./connections.ts";
+import { awaitVerification, endConnection, getConnectionByState, lockConnection, waitingFacts } from "./connections.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { connectionMessage, credentialFacts } from "./messages.ts";
 import type { AccountDatabase, ConnectionRow, ConnectTokenRow } from "./schema.ts";
@@ -104,6 +104,7 @@ export function completeConnectionHandler(
       verifierDigest: digest(verifierOf(request)),
       accountName: response.identityName,
       authorizedScopes: response.credential?.scopes ?? [],
+      ...waitingFacts(credentialFacts(response.credential)),
       expireTime,
     });
     await extendReservation(tx, connection, expireTime);
@@ -123,7 +124,7 @@ export function completeConnectionHandler(
     const time = new Date(now());
     await tellFailure(tx, ended, token.webhookUri, time);
     await auditConnection(tx, ended, { action, call: actingUser(connection, call), time });
-    if (!ended.reconnects) await doomReservation(tx, ended);
+    if (!ended.reconnects) await doomReservation(tx, ended, time);
     return ended;
   }
 

@@ -23,7 +23,7 @@ import { appMessage, connectionMessage } from "./messages.ts";
 import { chooseOauthApp, getOauthApp } from "./oauth-apps.ts";
 import { applyOverride, chooseOverride } from "./override-choice.ts";
 import type { CatalogOf } from "./own-apps.ts";
-import { getProject } from "./projects.ts";
+import { getProject, holdProject } from "./projects.ts";
 import type { AccountDatabase, ConnectTokenRow, EnvironmentNumber } from "./schema.ts";
 import { connectTokenScopes } from "./scopes.ts";
 
@@ -107,6 +107,7 @@ export function connectHandlers(
       };
       const text = await db.transaction().execute(async (tx) => {
         await ensureUser(tx, token, token.createTime, developmentUsers);
+        await holdProject(tx, projectId);
         const made = await insertConnectToken(tx, token);
         await insertAuditEntries(tx, call, token.createTime, auditedToken(made.id, token));
         return made.text;

@@ -6,6 +6,7 @@
 import { type Expression, type SqlBool, sql } from "kysely";
 import { isAdministrator } from "#libs/callers.ts";
 import { notFound } from "#libs/errors.ts";
+import type { CredentialFacts } from "./accounts.ts";
 import { type Actor, allowedRows } from "./member-rights.ts";
 import type { AccountDatabase, ConnectionRow } from "./schema.ts";
 
@@ -13,13 +14,24 @@ type OpenState = "PENDING" | "AWAITING_VERIFICATION";
 type ConnectionKey = Pick<ConnectionRow, "projectId" | "id">;
 
 /** What a new connection is to be. */
-export type NewConnection = Omit<
-  ConnectionRow,
-  "state" | "error" | "verifierDigest" | "accountName" | "authorizedScopes"
->;
+export type NewConnection = Omit<ConnectionRow, "state" | "error" | keyof typeof nothingWaits>;
 
 /** What is kept of a connection until it is verified. */
-export type Unverified = Pick<ConnectionRow, "verifierDigest" | "accountName" | "authorizedScopes" | "expireTime">;
+export type Unverified = Pick<ConnectionRow, keyof typeof nothingWaits | "expireTime">;
+
+const nothingWaits = { verifierDigest: null, accountName: "", authorizedScopes: [], ...waitingFacts({}) };
+
+/** What the vault told of the credential, as it waits with the connection. */
+export function waitingFacts(facts: Partial<CredentialFacts>) {
+  return {
+    credentialGeneration: facts.credentialGeneration ?? null,
+    credentialExpireTime: facts.expireTime ?? null,
+    lastRefreshTime: facts.lastRefreshTime ?? null,
+    nextRefreshTime: facts.nextRefreshTime ?? null,
+    grantExpireTime: facts.grantExpireTime ?? null,
+    grantNoticeTime: facts.grantNoticeTime ?? null,
+  };
+}
 
 /** Begins a connection; with what is kept until it is verified, when the user has agreed already. */
 export async function insertConnection(
@@ -27,7 +39,7 @@ export async function insertConnection(
   connection: NewConnection,
   unverified?: Unverified,
 ): Promise<void> {
-  const begun = { state: "PENDING", error: "", verifierDigest: null, accountName: "", authorizedScopes: [] } as const;
+  const begun = { state: "PENDING", error: "", ...nothingWaits } as const;
   await db
     .insertInto("connections")
     .values({ ...connection, ...begun, ...(unverified && { ...unverified, state: "AWAITING_VERIFICATION" }) })

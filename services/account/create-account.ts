@@ -18,7 +18,7 @@ import {
   releaseConnectToken,
 } from "./connect-tokens.ts";
 import { auditConnection, connectAccount, webhookOf } from "./connection-outcomes.ts";
-import { getConnection, insertConnection } from "./connections.ts";
+import { getConnection, insertConnection, waitingFacts } from "./connections.ts";
 import { ensureUser } from "./external-users.ts";
 import { afterwards, type HandlerGroup, ownRight, toDo, type Vault } from "./handler-group.ts";
 import { accountMessage, credentialFacts } from "./messages.ts";
@@ -138,6 +138,7 @@ export function createAccountHandler(
         verifierDigest: digest(verifier),
         accountName,
         authorizedScopes,
+        ...waitingFacts(account),
         expireTime,
       });
       await extendReservation(tx, { projectId, accountId }, expireTime);
@@ -150,10 +151,11 @@ export function createAccountHandler(
   async function undo({ account, before, token, attempt }: Plan, error: unknown, call: Call) {
     const { projectId, environment, id: accountId } = account;
     if (before === undefined) {
-      const reservation = await doomReservation(db, { projectId, accountId });
+      const time = new Date(now());
+      const reservation = await doomReservation(db, { projectId, accountId }, time);
       if (reservation === undefined) return getAccount(db, account, accountId, toDo("view", call));
       // What cannot be destroyed now is destroyed by the sweep: the first error is the one to be told.
-      await destroyRemains({ db, vault }, reservation).catch(() => undefined);
+      await destroyRemains({ db, vault }, reservation, time).catch(() => undefined);
     } else if (error instanceof StatusError && error.reason === "ACCOUNT_REVOKED") {
       // Never for an account that lives on: there the vault has the old credential or the new one, and either is good.
       await vault.destroyCredentials({ projectId, environment, accountIds: [accountId] }, afterwards(call));

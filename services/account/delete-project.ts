@@ -1,20 +1,18 @@
-// DeleteProject. What could act for the project ends with it, in one transaction: its clients, its connect tokens, connections
-// that are under way. Its users are forgotten. Its OAuth apps follow, secrets in the vault first; when that fails a repeat takes
-// it up, and meanwhile nobody can reach them. What stays: tombstones and receipts of its accounts, its audit, its events.
+// DeleteProject. What could act for the project ends with it, in one transaction: its clients and its connect tokens, and its
+// users are forgotten. From its commit on nobody can reach or make anything in the project. What has to be ended step by step,
+// most of it at the vault, follows (project-remains.ts); when that breaks off a repeat takes it up. What stays: tombstones and
+// receipts of its accounts, its audit, its events.
 import { sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
-import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
+import { endConnectTokens } from "./connect-tokens.ts";
+import { type HandlerGroup, ownRight } from "./handler-group.ts";
+import { endRemains, hasRemains, type Remaining } from "./project-remains.ts";
 import { lockProject, toldOfProject, updateProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
 
-interface Collaborators {
-  readonly db: AccountDatabase;
-  readonly vault: Pick<Vault, "destroyOauthClient">;
-}
-
-export function deleteProjectHandler({ db, vault }: Collaborators, now: () => number): HandlerGroup<"deleteProject"> {
+export function deleteProjectHandler({ db, vault }: Remaining, now: () => number): HandlerGroup<"deleteProject"> {
   async function end(tx: AccountDatabase, projectId: string, call: Call): Promise<void> {
     const project = await lockProject(tx, projectId, "deletion");
     const count = await countAccounts(tx, projectId);
@@ -30,10 +28,7 @@ export function deleteProjectHandler({ db, vault }: Collaborators, now: () => nu
     async deleteProject({ projectId }, call) {
       const isDeleted = await isInterrupted(db, projectId);
       if (!isDeleted) await db.transaction().execute((tx) => end(tx, projectId, call));
-      for (const oauthAppId of await oauthAppsOf(db, projectId)) {
-        await vault.destroyOauthClient({ projectId, oauthAppId }, ownRight(call));
-        await db.deleteFrom("oauthApps").where("projectId", "=", projectId).where("id", "=", oauthAppId).execute();
-      }
+      await endRemains({ db, vault }, projectId, { time: new Date(now()), options: ownRight(call) });
       return {};
     },
   };
@@ -50,41 +45,25 @@ async function countAccounts(tx: AccountDatabase, projectId: string): Promise<bi
   return count;
 }
 
-// What is the project's alone and of no use without it. OAuth apps come later: the vault has their secrets.
+// What is the project's alone and of no use without it.
 const belongings = ["apiClients", "externalUsers", "appOverrides"] as const;
 
 async function endRights(tx: AccountDatabase, projectId: string, time: Date): Promise<void> {
   for (const table of belongings) await tx.deleteFrom(table).where("projectId", "=", projectId).execute();
-  await tx
-    .updateTable("connectTokens")
-    .set({ expireTime: time })
-    .where("projectId", "=", projectId)
-    .where("expireTime", ">", time)
-    .execute();
-  await tx
-    .updateTable("connections")
-    .set({ state: "FAILED", error: "The project was deleted." })
-    .where("projectId", "=", projectId)
-    .where("state", "=", "PENDING")
-    .execute();
+  for (const environment of [1, 2] as const) {
+    await endConnectTokens(tx, { projectId, environment, externalUserId: "" }, time);
+  }
 }
 
-/** Whether the project is deleted and has OAuth apps left. */
+/** Whether the project is deleted and something of it is left. */
 async function isInterrupted(db: AccountDatabase, projectId: string): Promise<boolean> {
   const row = await db
     .selectFrom("projects")
-    .innerJoin("oauthApps", "oauthApps.projectId", "projects.id")
-    .select("projects.id")
-    .where("projects.id", "=", projectId)
-    .where("projects.deleteTime", "is not", null)
-    .limit(1)
+    .select("id")
+    .where("id", "=", projectId)
+    .where("deleteTime", "is not", null)
     .executeTakeFirst();
-  return row !== undefined;
-}
-
-async function oauthAppsOf(db: AccountDatabase, projectId: string): Promise<readonly string[]> {
-  const rows = await db.selectFrom("oauthApps").select("id").where("projectId", "=", projectId).execute();
-  return rows.map(({ id }) => id);
+  return row !== undefined && (await hasRemains(db, projectId));
 }
 
 function projectInUse(count: bigint): StatusError {

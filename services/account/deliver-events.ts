@@ -1,13 +1,13 @@
 // Posts events to their endpoints: signed by the vault, as Standard Webhooks has it, through the egress rules. Anything but a
-// status from 200 to 299 within 15 s is a failure, a redirect too. A failed posting is made again after 5 s, 30 s, 2 min,
-// 10 min, 30 min, 1 h, 2 h, 3 h and then every 4 h, each give or take a fifth, and once more when 24 h have passed; then it is
-// given up. How lanes and claims keep the order is in webhook-lanes.ts, what a down endpoint costs in webhook-endpoints.ts.
+// status from 200 to 299 within 15 s is a failure, a redirect too. When a failed posting is made again is in posting-times.ts, how
+// lanes and claims keep the order in webhook-lanes.ts, what a down endpoint costs in webhook-endpoints.ts.
 import { judgeUrl } from "#libs/destination.ts";
 import type { Egress } from "#libs/egress.ts";
 import { EgressError } from "#libs/egress-error.ts";
 import { newId } from "#libs/ids.ts";
 import type { Logger } from "#libs/log.ts";
 import type { EventBodies } from "./event-bodies.ts";
+import { readRetryAfter, retryTime } from "./posting-times.ts";
 import type { AccountDatabase } from "./schema.ts";
 import {
   abandonDeliveries,
@@ -55,7 +55,7 @@ export interface DeliveryOptions {
 /** What became of an attempt. */
 type Outcome =
   | { readonly kind: "delivered" }
-  | { readonly kind: "failed"; readonly error: string }
+  | { readonly kind: "failed"; readonly error: string; readonly retryAfterSeconds?: number }
   /** A fault of ours, the vault away: not the endpoint's to answer for. */
   | { readonly kind: "not_sent" };
 
@@ -67,8 +67,6 @@ const maxAnswerBytes = 65_536;
 const turnMs = 30_000;
 const maxWorkers = 10;
 const nextTurnMs = 1_000;
-const waitSeconds = [5, 30, 120, 600, 1_800, 3_600, 7_200, 10_800] as const;
-const lastWaitSeconds = 14_400;
 const faultWaitMs = 5_000;
 
 /** Posts what is due of an endpoint, until nothing is, its turn is over, or the signal fires. Then asks to be called again. */
@@ -169,7 +167,7 @@ async function post(
     const signature = await sign(key, { id: eventId, timestamp, body });
     const target = judgeUrl(endpoint.url, { exemptTargets });
     if (target.kind === "deny") return { kind: "failed", error: target.message };
-    const { status } = await egress.send({
+    const { status, headers } = await egress.send({
       url: target.url,
       method: "POST",
       headers: [
@@ -187,7 +185,11 @@ async function post(
     });
     if (status >= 200 && status < 300) return { kind: "delivered" };
     const hint = status >= 300 && status < 400 ? ": redirects are not followed" : "";
-    return { kind: "failed", error: `The endpoint answered with status ${status}${hint}.` };
+    const retryAfterSeconds = readRetryAfter(
+      headers.find(([name]) => name.toLowerCase() === "retry-after")?.[1],
+      now(),
+    );
+    return { kind: "failed", error: `The endpoint answered with status ${status}${hint}.`, retryAfterSeconds };
   } catch (error) {
     if (error instanceof EgressError && error.kind !== "aborted" && error.kind !== "withdrawn") {
       return { kind: "failed", error: error.message };
@@ -221,7 +223,8 @@ async function noteOutcome(
     }
     const state = isLast ? "FAILED" : "PENDING";
     await updateDelivery(transaction, delivery, { state, lastError: outcome.error, time });
-    if (!isLast) await releaseLane(transaction, lane, retryTime(attempts + 1, expireTime, time, Math.random));
+    const retry = { attempts: attempts + 1, retryAfterSeconds: outcome.retryAfterSeconds ?? 0 };
+    if (!isLast) await releaseLane(transaction, lane, retryTime(retry, expireTime, time, Math.random));
     return true;
   });
   if (outcome.kind === "delivered") await closeBreaker(db, lane);
@@ -231,11 +234,4 @@ async function noteOutcome(
   if (outcome.kind === "delivered") log.debug(line, "an event was delivered");
   else log.warn({ ...line, error: outcome.error, givenUp: isLast }, "an event was not taken");
   return isHeld && (outcome.kind === "delivered" || isLast);
-}
-
-/** When a posting is made again after so many attempts. `random` gives 0 to 1. */
-export function retryTime(attempts: number, expireTime: Date, time: Date, random: () => number): Date {
-  const seconds = (waitSeconds[attempts - 1] ?? lastWaitSeconds) * (0.8 + 0.4 * random());
-  const retry = time.getTime() + seconds * 1000;
-  return new Date(Math.min(retry, expireTime.getTime()));
 }

@@ -17,15 +17,20 @@ export interface ConnectingScope {
   readonly externalUserId: string;
 }
 
-/** Ends all of it in one transaction. */
-export async function endConnecting(db: AccountDatabase, of: ConnectingScope, time: Date): Promise<void> {
+/** Ends all of it in one transaction. The connections fail with this error, a text for people. */
+export async function endConnecting(
+  db: AccountDatabase,
+  of: ConnectingScope,
+  time: Date,
+  error = "Access was revoked meanwhile.",
+): Promise<void> {
   const scope = { ...of, environment: of.environment as EnvironmentNumber };
   await db.transaction().execute(async (tx) => {
     await endConnectTokens(tx, scope, time);
-    for (const connection of await failConnectionsOf(tx, scope, "Access was revoked meanwhile.")) {
+    for (const connection of await failConnectionsOf(tx, scope, error)) {
       const token = await getConnectToken(tx, connection.projectId, connection.connectTokenId);
       await tellFailure(tx, connection, token.webhookUri, time);
     }
-    await doomReservationsOf(tx, scope);
+    await doomReservationsOf(tx, scope, time);
   });
 }

@@ -1,5 +1,5 @@
 // What is left of a user who is erased, in this database. Rows that were only about the user are deleted: the user, connect
-// tokens, connections. Rows that prove something stay, and say so of a pseudonym: accounts as tombstones without a name, events
+// tokens, connections, addresses that only they named. Rows that prove something stay, and say so of a pseudonym: accounts as tombstones without a name, events
 // without what they told (but that an account was revoked), audit entries without before and after.
 //
 // The pseudonym is a digest of the user's id: whoever knows the id can find its tombstones, to prove an erasure or to repeat
@@ -8,6 +8,7 @@
 import { createHash } from "node:crypto";
 import { sql } from "kysely";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
+import { deleteUnusedConnectionEndpoints } from "./webhook-deliveries.ts";
 
 /** A user of one environment. */
 export interface ErasedUser {
@@ -36,31 +37,11 @@ export async function listTombstones(db: AccountDatabase, user: ErasedUser): Pro
     .execute();
 }
 
-/** Ends what the user could still connect with: from here on nothing new comes of a link or a token from before. */
-export async function endConnectionsOf(tx: AccountDatabase, user: ErasedUser): Promise<void> {
-  const { projectId, environment, externalUserId } = user;
-  await tx
-    .updateTable("connectTokens")
-    .set({ claimedBy: "erasure" })
-    .where("projectId", "=", projectId)
-    .where("environment", "=", environment)
-    .where("externalUserId", "=", externalUserId)
-    .where("claimedBy", "is", null)
-    .execute();
-  await tx
-    .updateTable("connections")
-    .set({ state: "FAILED", error: "The user was erased." })
-    .where("projectId", "=", projectId)
-    .where("environment", "=", environment)
-    .where("externalUserId", "=", externalUserId)
-    .where("state", "=", "PENDING")
-    .execute();
-}
-
 /** Erases the user from everything here but the accounts that are not REVOKED. Gives whether anything was known of the user. */
 export async function eraseUser(tx: AccountDatabase, user: ErasedUser, time: Date): Promise<boolean> {
   const { projectId, environment, externalUserId } = user;
   const pseudonym = pseudonymOf(user);
+  const addresses = await webhookUrisOf(tx, user);
   const deletedIds: string[] = [];
   for (const table of ["connections", "connectTokens", "externalUsers"] as const) {
     const deleted = await tx
@@ -94,7 +75,31 @@ export async function eraseUser(tx: AccountDatabase, user: ErasedUser, time: Dat
     .where("environment", "=", environment)
     .where("externalUserId", "=", externalUserId)
     .execute();
+  await deleteUnusedConnectionEndpoints(tx, user, addresses, time);
+  // What is in flight was given up before: the sweep clears it away by the account's id.
+  await tx
+    .updateTable("accountReservations")
+    .set({ externalUserId: pseudonym })
+    .where("projectId", "=", projectId)
+    .where("environment", "=", environment)
+    .where("externalUserId", "=", externalUserId)
+    .where("doomed", "=", true)
+    .execute();
   const resources = [...deletedIds, ...tombstones.map(({ id }) => id)];
   await sql`select erase_from_audit(${projectId}, ${resources}::text[], ${externalUserId}, ${pseudonym})`.execute(tx);
   return resources.length > 0;
+}
+
+/** The addresses that the user's connect tokens named. A product may have put the user's id into them. */
+async function webhookUrisOf(tx: AccountDatabase, user: ErasedUser): Promise<readonly string[]> {
+  const rows = await tx
+    .selectFrom("connectTokens")
+    .select("webhookUri")
+    .distinct()
+    .where("projectId", "=", user.projectId)
+    .where("environment", "=", user.environment)
+    .where("externalUserId", "=", user.externalUserId)
+    .where("webhookUri", "<>", "")
+    .execute();
+  return rows.map(({ webhookUri }) => webhookUri);
 }

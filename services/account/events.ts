@@ -68,7 +68,7 @@ export interface ReplayFilter extends Pick<EventFilter, "projectId" | "environme
   readonly failedOnly: boolean;
 }
 
-/** Events in the order in which they happened. */
+/** Events in the order in which they happened; held, so that they are not deleted for their age before they are posted. */
 export async function listEventsToReplay(
   db: AccountDatabase,
   filter: ReplayFilter,
@@ -79,7 +79,7 @@ export async function listEventsToReplay(
   if (eventIds.length > 0) rows = rows.where("id", "=", sql<string>`any(${eventIds})`);
   if (startTime) rows = rows.where("createTime", ">=", startTime).where("createTime", "<", endTime);
   if (failedOnly) rows = rows.where(sql<boolean>`${newestDelivery} = 'FAILED'`);
-  return rows.orderBy("createTime").orderBy("sequence").limit(limit).execute();
+  return rows.orderBy("createTime").orderBy("sequence").limit(limit).forKeyShare().execute();
 }
 
 const newestDelivery = sql`(

@@ -14,6 +14,7 @@ export type HandlerGroup<Methods extends MethodName<typeof AccountServiceDefinit
 export type Vault = Pick<
   Client<typeof CredentialVaultDefinition>,
   | "storeCredential"
+  | "getCredential"
   | "startAuthorization"
   | "completeAuthorization"
   | "destroyCredentials"

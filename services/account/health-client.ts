@@ -7,6 +7,7 @@ import type { Client } from "#libs/rpc.ts";
 import type { CredentialChange } from "#proto/deputy/vault/v1/credential_changes.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import { CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
+import { connectPageOf } from "./expiring-accounts.ts";
 import { type CredentialReport, readWatchPlace, takeOverReports } from "./health.ts";
 import type { AccountDatabase } from "./schema.ts";
 
@@ -32,7 +33,7 @@ export function startHealthWatch(
   now: () => number,
 ): { stop(): Promise<void> } {
   const stopping = new AbortController();
-  const connectPage = new URL("/_static/connect.html", gatewayUrl).href;
+  const connectPage = connectPageOf(gatewayUrl);
 
   /** Gives for how long to rest. */
   async function look(): Promise<number> {
@@ -83,5 +84,7 @@ function reportOf({ projectId, credential, failures }: CredentialChange): Creden
     expireTime: credential?.expireTime ?? null,
     lastRefreshTime: credential?.lastRefreshTime ?? null,
     nextRefreshTime: credential?.nextRefreshTime ?? null,
+    grantExpireTime: credential?.grantExpireTime ?? null,
+    grantNoticeTime: credential?.grantNoticeTime ?? null,
   };
 }

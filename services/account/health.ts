@@ -10,7 +10,9 @@
 // What the vault tells may be older than what this service knows: a user connects anew while a refusal of the old grant is on
 // its way. The generation of the credential tells: of an older one nothing is taken over.
 import { sql } from "kysely";
+import { untoldNotice } from "./accounts.ts";
 import { type EventType, insertEvents, type NewEvent } from "./events.ts";
+import { reconnectData } from "./expiring-accounts.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 /** A credential as the vault tells of it. */
@@ -26,6 +28,9 @@ export interface CredentialReport {
   readonly expireTime: Date | null;
   readonly lastRefreshTime: Date | null;
   readonly nextRefreshTime: Date | null;
+  /** When its user has to connect again, and from when on that is to be told: expiring-accounts.ts. */
+  readonly grantExpireTime: Date | null;
+  readonly grantNoticeTime: Date | null;
 }
 
 /** A batch of them: what was read from a place, and the place after it. */
@@ -122,7 +127,7 @@ export function healthOf(before: AccountRow["health"], report: CredentialReport,
   return before === "DEAD" ? "UNHEALTHY" : before;
 }
 
-const timeColumns = ["expireTime", "lastRefreshTime", "nextRefreshTime"] as const;
+const timeColumns = ["expireTime", "lastRefreshTime", "nextRefreshTime", "grantExpireTime"] as const;
 
 async function updateAccounts(tx: AccountDatabase, changes: readonly Change[], time: Date): Promise<void> {
   if (changes.length === 0) return;
@@ -130,14 +135,18 @@ async function updateAccounts(tx: AccountDatabase, changes: readonly Change[], t
   await sql`
     update accounts set health = given.health, error = given.error, credential_generation = given.generation,
       expire_time = given.expire_time, last_refresh_time = given.last_refresh_time,
-      next_refresh_time = given.next_refresh_time,
+      next_refresh_time = given.next_refresh_time, grant_expire_time = given.grant_expire_time,
+      grant_notice_time = ${untoldNotice(sql`given.grant_expire_time`, sql`given.grant_notice_time`)},
       update_time = case when accounts.health = given.health then accounts.update_time else ${time} end
     from unnest(${column(({ row }) => row.projectId)}::text[], ${column(({ row }) => row.id)}::text[],
       ${column(({ health }) => health)}::text[], ${column(({ error }) => error)}::text[],
       ${column(({ report }) => report.generation)}::int[], ${column(({ report }) => report.expireTime)}::timestamptz[],
       ${column(({ report }) => report.lastRefreshTime)}::timestamptz[],
-      ${column(({ report }) => report.nextRefreshTime)}::timestamptz[])
-      as given (project_id, id, health, error, generation, expire_time, last_refresh_time, next_refresh_time)
+      ${column(({ report }) => report.nextRefreshTime)}::timestamptz[],
+      ${column(({ report }) => report.grantExpireTime)}::timestamptz[],
+      ${column(({ report }) => report.grantNoticeTime)}::timestamptz[])
+      as given (project_id, id, health, error, generation, expire_time, last_refresh_time, next_refresh_time,
+        grant_expire_time, grant_notice_time)
     where accounts.project_id = given.project_id and accounts.id = given.id`.execute(tx);
 }
 
@@ -151,7 +160,7 @@ function eventOf({ row, report, health, error }: Change, connectPage: string): N
   if (health === row.health) return undefined;
   const { projectId, environment, externalUserId, id: accountId, appSlug: app } = row;
   const wrong = health === "HEALTHY" ? {} : { reason: report.reason, error };
-  const reconnect = health === "DEAD" && { reconnect: { connectPage, externalUserId, accountId, app } };
+  const reconnect = health === "DEAD" && { reconnect: reconnectData(row, connectPage) };
   const data = { app, ...wrong, ...reconnect };
   return { projectId, environment, externalUserId, accountId, type: eventTypes[health], data };
 }

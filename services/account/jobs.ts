@@ -1,10 +1,14 @@
-// The service's background jobs, run inside its process: postings of events. The queue wakes whoever is free; what is to be
+// The service's background jobs, run inside its process: postings of events, telling of accounts that
+// expire, and deleting what is old. The queue wakes whoever is free; what is to be
 // done stands in rows (webhook-lanes.ts), so a sweep each minute finds whatever a job was lost for: a process that was killed
 // while it worked, or before it could ask to be called again.
 import { Logger as QueueLogger, run } from "graphile-worker";
 import { sql } from "kysely";
 import { openPool, type PoolOptions } from "#libs/database.ts";
+import { stopQueue } from "#libs/stop-queue.ts";
 import { type DeliveryOptions, deliverEvents } from "./deliver-events.ts";
+import { connectPageOf, tellExpiring } from "./expiring-accounts.ts";
+import { pruneHistory } from "./prune-history.ts";
 import type { AccountDatabase } from "./schema.ts";
 import { deliverTask, expireDeliveries, requestDelivery } from "./webhook-deliveries.ts";
 import type { EndpointKey } from "./webhook-endpoints.ts";
@@ -14,13 +18,22 @@ import { listOverdue, listWaiting } from "./webhook-lanes.ts";
 const concurrency = 50;
 const maxConnections = 6;
 const overdueMs = 10_000;
+const stopMs = 10_000;
 
-/** The name of the sweep. */
+/** What the jobs work with. */
+export interface JobOptions extends DeliveryOptions {
+  readonly gatewayUrl: string;
+  /** For how long events, and connections that have ended, are kept. */
+  readonly historyMs: number;
+}
+
+/** The names of what is done each minute, and each hour. */
 export const sweepTask = "sweep";
+export const pruneTask = "prune";
 
 /** Starts the jobs. `stop` lets postings under way end. */
 export async function startJobs(
-  options: DeliveryOptions,
+  options: JobOptions,
   database: Omit<PoolOptions, "maxConnections">,
   now: () => number,
 ): Promise<{ stop(): Promise<void> }> {
@@ -36,21 +49,22 @@ export async function startJobs(
     logger: new QueueLogger(() => () => {}),
     // Batched, what is noted of jobs that ended is repeated when the database does not take it, and awaited by a stop.
     preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
-    crontab: `* * * * * ${sweepTask}`,
+    crontab: `* * * * * ${sweepTask}\n7 * * * * ${pruneTask}`,
     taskList: {
       [deliverTask]: (payload) => deliverEvents(options, payload as EndpointKey, now, stopping.signal),
       [sweepTask]: async () => {
         await expireDeliveries(db, new Date(now()));
+        await tellExpiring(db, new Date(now()), connectPageOf(options.gatewayUrl));
         await requestOverdue(db, now(), overdueMs);
         await releaseJobs(db);
       },
+      [pruneTask]: () => pruneHistory(db, new Date(now() - options.historyMs), stopping.signal),
     },
   });
   return {
     async stop() {
       stopping.abort();
-      await runner.stop();
-      await pool.end();
+      await stopQueue(runner, pool, stopMs);
     },
   };
 }

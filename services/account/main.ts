@@ -32,6 +32,9 @@ import { vaultSigner } from "./signing-client.ts";
 import { startSweep } from "./sweep-connecting.ts";
 import { loadTokenKeys } from "./token-keys.ts";
 
+// Longer than an event may wait to be posted.
+const leastHistoryMs = 2 * 24 * 3_600_000;
+
 const config = readConfig({
   ...serviceSettings,
   ...egressSettings,
@@ -54,6 +57,11 @@ const config = readConfig({
     kind: "integer",
     default: "10",
     help: "How many external users the development environment of a project takes; 0: any number.",
+  },
+  DEPUTY_HISTORY: {
+    kind: "duration",
+    default: "30d",
+    help: "For how long events, and connections that have ended, are kept; 2d at least. The audit stays for good.",
   },
 });
 const log = createLogger("account", config.DEPUTY_LOG_LEVEL);
@@ -106,6 +114,8 @@ const jobs = await startJobs(
     sign: vaultSigner(db, vault),
     bodies: eventBodies(catalogsOver(db, catalog)),
     outgoing: { egress, exemptTargets },
+    gatewayUrl: config.DEPUTY_GATEWAY_URL,
+    historyMs: Math.max(leastHistoryMs, config.DEPUTY_HISTORY),
     log,
   },
   database,

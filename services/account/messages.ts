@@ -21,6 +21,8 @@ export function credentialFacts(credential: Credential | undefined): CredentialF
     expireTime: credential?.expireTime ?? null,
     lastRefreshTime: credential?.lastRefreshTime ?? null,
     nextRefreshTime: credential?.nextRefreshTime ?? null,
+    grantExpireTime: credential?.grantExpireTime ?? null,
+    grantNoticeTime: credential?.grantNoticeTime ?? null,
   };
 }
 

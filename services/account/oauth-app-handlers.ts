@@ -19,7 +19,7 @@ import {
 } from "./oauth-apps.ts";
 import type { CatalogOf } from "./own-apps.ts";
 import { requestedPage } from "./pages.ts";
-import { getProject } from "./projects.ts";
+import { getProject, holdProject } from "./projects.ts";
 import type { AccountDatabase, OauthAppRow } from "./schema.ts";
 
 interface Collaborators {
@@ -68,6 +68,7 @@ export function oauthAppHandlers(
       await vault.putOauthClient(clientOf(row, clientSecret), ownRight(call));
       try {
         const made = await db.transaction().execute(async (tx) => {
+          await holdProject(tx, projectId);
           const inserted = await insertOauthApp(tx, { ...row, additionalScopes });
           const entry = { projectId, action: "CreateOauthApp", resourceId: row.id, after: toldOauthApp(inserted) };
           await insertAuditEntries(tx, call, time, entry);

@@ -38,6 +38,18 @@ export async function deleteOauthAppsOf(db: AccountDatabase, projectId: string, 
   await db.deleteFrom("oauthApps").where("projectId", "=", projectId).where("appSlug", "=", appSlug).execute();
 }
 
+/** Keeps an OAuth app, or a user's own client, from being deleted until the transaction ends; false when it is gone. */
+export async function holdOauthClient(tx: AccountDatabase, projectId: string, id: string): Promise<boolean> {
+  const shared = tx.selectFrom("oauthApps").select("id").where("projectId", "=", projectId).where("id", "=", id);
+  if ((await shared.forKeyShare().executeTakeFirst()) !== undefined) return true;
+  const own = tx
+    .selectFrom("ownOauthClients")
+    .select("oauthAppId")
+    .where("projectId", "=", projectId)
+    .where("oauthAppId", "=", id);
+  return (await own.forKeyShare().executeTakeFirst()) !== undefined;
+}
+
 /** Keeps others from changing, choosing or deleting it until the transaction ends; undefined when it is gone. */
 export async function lockOauthApp(
   tx: AccountDatabase,

@@ -23,7 +23,7 @@ import {
   lockOwnApp,
   updateOwnApp,
 } from "./own-apps.ts";
-import { getProject } from "./projects.ts";
+import { holdProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
 
 interface Collaborators {
@@ -76,9 +76,9 @@ export function ownAppHandlers(
     async createApp({ projectId, definition }, call) {
       const app = judged(definition);
       if (catalog.has(app.slug)) throw appExists("The catalog has an app with this slug.");
-      await getProject(db, projectId);
       const time = new Date(now());
       await db.transaction().execute(async (tx) => {
+        await holdProject(tx, projectId);
         await insertOwnApp(tx, { projectId, slug: app.slug, definition, createTime: time, updateTime: time });
         await note(tx, call, { projectId, action: "CreateApp", resourceId: app.slug, after: app });
         await vault.putApp({ projectId, definition }, ownRight(call));

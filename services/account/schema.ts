@@ -144,6 +144,13 @@ export interface ConnectionRow {
   authorizedScopes: readonly string[];
   createTime: Date;
   expireTime: Date;
+  /** What the vault told of the credential, for the account's row. */
+  credentialGeneration: number | null;
+  credentialExpireTime: Date | null;
+  lastRefreshTime: Date | null;
+  nextRefreshTime: Date | null;
+  grantExpireTime: Date | null;
+  grantNoticeTime: Date | null;
 }
 
 export interface AccountRow {
@@ -173,6 +180,9 @@ export interface AccountRow {
   expireTime: Date | null;
   lastRefreshTime: Date | null;
   nextRefreshTime: Date | null;
+  /** When its user has to connect again, and from when on that is to be told; null once it was. */
+  grantExpireTime: Date | null;
+  grantNoticeTime: Date | null;
 }
 
 /** An id that the vault may hold a credential of, before there is an account. */

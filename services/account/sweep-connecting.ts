@@ -28,18 +28,22 @@ interface Collaborators {
 export async function sweepConnecting({ db, vault }: Collaborators, time: Date): Promise<void> {
   await failOverdue(db, time);
   await doomExpiredReservations(db, time);
-  await each(await listDoomed(db, batchSize), (reservation) => destroyRemains({ db, vault }, reservation));
+  await each(await listDoomed(db, batchSize), (reservation) => destroyRemains({ db, vault }, reservation, time));
   await each(await listUnusedClients(db, time, batchSize), async ({ projectId, oauthAppId }) => {
     await vault.destroyOauthClient({ projectId, oauthAppId }, ownCall());
     await deleteOwnClient(db, { projectId, oauthAppId });
   });
 }
 
-/** Destroys what the vault may hold under a reservation that was given up, and forgets it. */
-export async function destroyRemains({ db, vault }: Collaborators, reservation: AccountReservationRow): Promise<void> {
+/** Destroys what the vault may hold under a reservation that was given up, and forgets it once nothing can come after. */
+export async function destroyRemains(
+  { db, vault }: Pick<Collaborators, "db"> & { readonly vault: Pick<Vault, "destroyCredentials"> },
+  reservation: AccountReservationRow,
+  time: Date,
+): Promise<void> {
   const { projectId, environment, accountId } = reservation;
   await vault.destroyCredentials({ projectId, environment, accountIds: [accountId] }, ownCall());
-  await deleteDoomed(db, reservation);
+  await deleteDoomed(db, reservation, time);
 }
 
 /** Sweeps now and then until it is stopped. */
@@ -84,7 +88,7 @@ async function failOverdue(db: AccountDatabase, time: Date): Promise<void> {
       if (token.claimedBy === null || token.claimedBy === connection.id) {
         await tellFailure(tx, connection, token.webhookUri, time);
       }
-      if (!connection.reconnects) await doomReservation(tx, connection);
+      if (!connection.reconnects) await doomReservation(tx, connection, time);
     }
   });
 }

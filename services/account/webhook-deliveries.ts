@@ -1,7 +1,7 @@
 // The table of postings: one event to one endpoint, from the transaction of the event on, and how it went.
 import { type Selectable, sql } from "kysely";
 import type { AccountDatabase, WebhookDeliveriesTable } from "./schema.ts";
-import { type EndpointKey, ensureConnectionEndpoint } from "./webhook-endpoints.ts";
+import { deleteEndpoint, type EndpointKey, ensureConnectionEndpoint } from "./webhook-endpoints.ts";
 import { ensureLanes, type LaneKey } from "./webhook-lanes.ts";
 
 /** One posting. */
@@ -142,6 +142,38 @@ export async function abandonDeliveries(db: AccountDatabase, key: EndpointKey, t
     .where("environment", "=", key.environment as WebhookDelivery["environment"])
     .where("endpointId", "=", key.endpointId)
     .execute();
+}
+
+/** Forgets those of these addresses of connect tokens that no token names any more, with what was waiting for them. */
+export async function deleteUnusedConnectionEndpoints(
+  tx: AccountDatabase,
+  { projectId, environment }: Pick<WebhookDelivery, "projectId" | "environment">,
+  urls: readonly string[],
+  time: Date,
+): Promise<void> {
+  const unused = await tx
+    .selectFrom("webhookEndpoints")
+    .select("id")
+    .where("projectId", "=", projectId)
+    .where("environment", "=", environment)
+    .where("kind", "=", "CONNECTION")
+    .where("url", "=", sql<string>`any(${urls})`)
+    .where(({ not, exists, selectFrom }) =>
+      not(
+        exists(
+          selectFrom("connectTokens")
+            .select("id")
+            .where("projectId", "=", projectId)
+            .where("environment", "=", environment)
+            .whereRef("connectTokens.webhookUri", "=", "webhookEndpoints.url"),
+        ),
+      ),
+    )
+    .execute();
+  for (const { id: endpointId } of unused) {
+    await deleteEndpoint(tx, { projectId, environment, endpointId });
+    await abandonDeliveries(tx, { projectId, environment, endpointId }, time);
+  }
 }
 
 /**

@@ -11,7 +11,7 @@ import { eventMessage, webhookMessage } from "./event-messages.ts";
 import { listEvents, listEventsToReplay, type ReplayFilter } from "./events.ts";
 import { afterwards, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { requestedPage } from "./pages.ts";
-import { getProject } from "./projects.ts";
+import { getProject, holdProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
 import { abandonDeliveries, insertDeliveries, listDeliveries } from "./webhook-deliveries.ts";
 import {
@@ -48,6 +48,7 @@ export function webhookHandlers({ db, vault, exemptTargets }: Collaborators, now
     try {
       const time = new Date(now());
       const webhook = await db.transaction().execute(async (tx) => {
+        await holdProject(tx, projectId);
         const row = await insertWebhook(tx, { projectId, environment, id, url }, time);
         const told = { projectId, action: "SetWebhook", resourceId: id, after: { url } };
         await insertAuditEntries(tx, call, time, told);
@@ -135,19 +136,19 @@ export function webhookHandlers({ db, vault, exemptTargets }: Collaborators, now
     async replayEvents(request, call) {
       const filter = replayFilter(request, now());
       const { id: resourceId } = await getWebhook(request);
-      const found = await listEventsToReplay(db, filter, replayLimit + 1);
-      const events = found.slice(0, replayLimit);
       const time = new Date(now());
-      const replayedCount = await db.transaction().execute(async (tx) => {
+      return db.transaction().execute(async (tx) => {
+        const found = await listEventsToReplay(tx, filter, replayLimit + 1);
+        const events = found.slice(0, replayLimit);
         const data = (value: unknown) => value as Readonly<Record<string, unknown>>;
         const posted = events.map((event) => ({ ...event, data: data(event.data) }));
-        const count = await insertDeliveries(tx, posted, time);
-        const after = { ...filter, eventIds: events.length > 100 ? [] : events.map(({ id }) => id), count };
+        const replayedCount = await insertDeliveries(tx, posted, time);
+        const eventIds = events.length > 100 ? [] : events.map(({ id }) => id);
+        const after = { ...filter, eventIds, count: replayedCount };
         const told = { projectId: request.projectId, action: "ReplayEvents", resourceId, after };
         await insertAuditEntries(tx, call, time, told);
-        return count;
+        return { replayedCount, nextStartTime: found[replayLimit]?.createTime };
       });
-      return { replayedCount, nextStartTime: found[replayLimit]?.createTime };
     },
   };
 }

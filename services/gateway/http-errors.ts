@@ -32,12 +32,10 @@ const statusByCode: Readonly<Record<StatusCode, number>> = {
 };
 
 // Refusals of the caller, as opposed to refusals of where the caller wants to go.
-const callerReasons = ["SCOPE_MISSING", "CALLER_NOT_ALLOWED", "CONNECT_TOKEN_NOT_ALLOWED"];
+const callerReasons = ["SCOPE_MISSING", "CALLER_NOT_ALLOWED", "CONNECT_TOKEN_NOT_ALLOWED", "MEMBER_NOT_ALLOWED"];
 
 /** The HTTP form of an error of the services. */
 export function httpError(error: StatusError): HttpError {
-  // A field that is not built yet is the request's fault, not a missing endpoint.
-  if (error.code === "UNIMPLEMENTED" && error.metadata.field !== undefined) return withStatus(error, 400);
   return withStatus(error, statusByCode[error.code]);
 }
 

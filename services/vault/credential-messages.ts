@@ -29,6 +29,8 @@ export function credentialMessage(row: CredentialRow): Credential {
     nextRefreshTime: row.nextRefreshTime ?? undefined,
     createTime,
     updateTime,
+    grantExpireTime: row.grantExpireTime ?? undefined,
+    grantNoticeTime: row.grantNoticeTime ?? undefined,
   };
 }
 

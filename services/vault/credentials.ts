@@ -170,6 +170,8 @@ export interface GrantFacts {
   readonly lifetimeSeconds?: number;
   /** After how long it is due for a refresh; absent when it cannot be refreshed. */
   readonly refreshAfterSeconds?: number;
+  /** After how long it ends for good, and how long before that its user should be told; absent when it is not known. */
+  readonly grantEnd?: { readonly afterSeconds: number; readonly noticeSeconds: number };
   /** Whether another system still refreshes it. */
   readonly shadow?: boolean;
   /** Of the provider's name for its user, where it is known. */
@@ -177,10 +179,17 @@ export interface GrantFacts {
 }
 
 /** The columns of those facts, on the database's clock. */
-export function grantColumns({ scopes, since, lifetimeSeconds, refreshAfterSeconds }: GrantFacts) {
+export function grantColumns({ scopes, since, lifetimeSeconds, refreshAfterSeconds, grantEnd }: GrantFacts) {
+  // Rounded: an end that stands is the same to the millisecond, from whichever refresh it is counted.
   const after = (seconds: number | undefined) =>
-    seconds !== undefined && since ? new Date(since.getTime() + seconds * 1000) : secondsFromNow(seconds);
-  return { scopes: [...scopes], expireTime: after(lifetimeSeconds), nextRefreshTime: after(refreshAfterSeconds) };
+    seconds !== undefined && since ? new Date(since.getTime() + Math.round(seconds * 1000)) : secondsFromNow(seconds);
+  return {
+    scopes: [...scopes],
+    expireTime: after(lifetimeSeconds),
+    nextRefreshTime: after(refreshAfterSeconds),
+    grantExpireTime: after(grantEnd?.afterSeconds),
+    grantNoticeTime: after(grantEnd && grantEnd.afterSeconds - grantEnd.noticeSeconds),
+  };
 }
 
 /** Puts the new secret of a new or reconnected account in its row; `existing` is the row as locked. */
@@ -200,6 +209,7 @@ export async function putCredential(
   const columns = {
     ...sealed,
     ...grantColumns(facts),
+    grantTime: sql<Date>`now()`,
     oauthAppId: owner.oauthAppId,
     ownApp,
     shadow: facts.shadow ?? false,

@@ -15,10 +15,10 @@ import {
   type GrantFacts,
   lockCredential,
 } from "./credentials.ts";
+import { factsOf } from "./grants.ts";
 import { hasOauthClient } from "./oauth-clients.ts";
 import { findApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
-import { refreshAfterSeconds } from "./refresh-times.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 import { type CredentialSubject, storeCredential } from "./store.ts";
@@ -116,19 +116,14 @@ function judge(
   const lifetimeSeconds =
     // Due at once: the first lease fetches an access token.
     accessToken === undefined ? 0 : expireTime && (Date.parse(expireTime) - Date.now()) / 1000;
-  const facts = {
-    scopes: record.scopes,
-    shadow,
-    ...(typeof lifetimeSeconds === "number" && { lifetimeSeconds }),
-    ...(typeof lifetimeSeconds === "number" &&
-      refreshToken !== undefined &&
-      !shadow && {
-        refreshAfterSeconds: refreshAfterSeconds(lifetimeSeconds, app.lifecycle.min_refresh_age_seconds, Math.random),
-      }),
-  };
   const tokens = {
     ...(accessToken !== undefined && { accessToken }),
     ...(refreshToken !== undefined && { refreshToken }),
   };
+  const lifetime = typeof lifetimeSeconds === "number" ? { lifetimeSeconds } : {};
+  // Of what another system refreshes nothing but this token's end is known.
+  const facts = shadow
+    ? { scopes: record.scopes, shadow, ...lifetime }
+    : factsOf(app, { ...tokens, ...lifetime }, record.scopes);
   return { material: { ...tokens, fields }, facts };
 }

@@ -3,6 +3,7 @@
 import { Logger as QueueLogger, run } from "graphile-worker";
 import { sql } from "kysely";
 import { openPool, type PoolOptions } from "#libs/database.ts";
+import { stopQueue } from "#libs/stop-queue.ts";
 import { sweepAuthorizations } from "./authorizations.ts";
 import { pruneInvalidations } from "./lease-invalidations.ts";
 import { pruneWatchers } from "./lease-watchers.ts";
@@ -16,6 +17,9 @@ const concurrency = 4;
 
 // Who asks for more is asked again all the same.
 const maxRetryAfterSeconds = 3_600;
+
+// An attempt at a provider that is slow; the rest of the stop has to fit in as well.
+const stopMs = 15_000;
 
 /** The name of the sweep. */
 export const sweepTask = "sweep";
@@ -32,6 +36,8 @@ export async function startJobs(
     noHandleSignals: true,
     // The queue's own lines quote job payloads; which hold ids alone, but one source of log lines is enough.
     logger: new QueueLogger(() => () => {}),
+    // Batched, what is noted of jobs that ended is repeated when the database does not take it, and awaited by a stop.
+    preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
     crontab: `*/5 * * * * ${sweepTask}`,
     taskList: {
       [revokeTask]: async (payload, { job }) => {
@@ -54,8 +60,7 @@ export async function startJobs(
   });
   return {
     async stop() {
-      await runner.stop();
-      await pool.end();
+      await stopQueue(runner, pool, stopMs);
     },
   };
 }

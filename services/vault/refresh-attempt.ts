@@ -93,7 +93,9 @@ export async function attemptRefresh(
     // A provider that gives no new refresh token leaves the old one good. Times count from before the request: the
     // provider's clock began later, so the token ends no earlier than noted.
     const grant = { refreshToken, ...outcome.grant };
-    const facts = { ...factsOf(app, grant, row.scopes), since: begun.row.readTime };
+    const since = begun.row.readTime;
+    const ageSeconds = (since.getTime() - row.grantTime.getTime()) / 1000;
+    const facts = { ...factsOf(app, grant, row.scopes, ageSeconds), since };
     const material = materialOf(grant, fields);
     const revoker = app.oauth2.revoke && client;
     const stored = await storeRefresh(

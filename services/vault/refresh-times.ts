@@ -55,6 +55,15 @@ export function keepAliveAfterSeconds(idleSeconds: number, random: () => number)
   return idleSeconds * (idleShare - 0.1 * random());
 }
 
+// Later than a grant is kept alive: only of one that could not be is the user told.
+const noticeShare = 0.2;
+const mostNoticeSeconds = 7 * 24 * 3600;
+
+/** How long before its end the user of a grant should be asked to connect again, when it lasts so long in all. */
+export function noticeSeconds(lifeSeconds: number): number {
+  return Math.min(mostNoticeSeconds, lifeSeconds * noticeShare);
+}
+
 // Before the access token's end, when a grant whose answer was lost is tried: late, because the try may end what still works.
 const lostGrantMarginSeconds = 60;
 

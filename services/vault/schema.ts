@@ -73,6 +73,11 @@ export interface CredentialsTable {
   readonly changeId: Generated<string>;
   /** Whether its app is the project's own. */
   readonly ownApp: Generated<boolean>;
+  /** When the user gave the grant, or it was stored. */
+  readonly grantTime: Generated<Date>;
+  /** When it ends for good, and from when on its user should be asked to connect again; both null when that is not known. */
+  readonly grantExpireTime: Date | null;
+  readonly grantNoticeTime: Date | null;
 }
 
 /** A project's own apps, those that have ended too. */

@@ -8,7 +8,8 @@ const sandbox = loadCatalog("catalog", { production: false }).get("sandbox");
 if (sandbox === undefined) throw new Error("the catalog has changed");
 const field = (name: string) => ({ name, label: name, description: "", default: "", optional: false, secret: false });
 const tenantOauth = { ...sandbox, slug: "tenant_oauth", custom_fields: [field("tenant"), field("region")] };
-const account = await startAccount(undefined, [tenantOauth]);
+const snakeOauth = { ...tenantOauth, slug: "snake_oauth", custom_fields: [field("company_name"), field("region")] };
+const account = await startAccount(undefined, [tenantOauth, snakeOauth]);
 const { api, vault, db } = account;
 const acme = await newProject(account);
 const other = await newProject(account);
@@ -57,6 +58,18 @@ test("makes an app override, shows it and lists it in pages, by app", async () =
   expect(second).toMatchObject({ nextPageToken: "", totalSize: 3 });
   expect((await list({ appSlug: "sandbox" })).appOverrides).toEqual([made[1]]);
   expect((await api.listAppOverrides({}, call(other.token))).totalSize).toBe(0);
+});
+
+test("fills in a field whatever its name looks like", async () => {
+  const { token, projectId } = await newProject(account);
+  const request = { projectId, appSlug: "snake_oauth", clientId: "c", clientSecret: "s" };
+  await account.operator.createOauthApp(request, call());
+  const fields = { company_name: "acme-eu" };
+  const { id: appOverrideId } = await create({ appSlug: "snake_oauth", fields }, token);
+  expect((await api.getAppOverride({ appOverrideId }, call(token))).appOverride?.fields).toEqual(fields);
+  const start = { appSlug: "snake_oauth", browserBinding: binding, appOverrideId, fields: { region: "eu" } };
+  await api.startConnection(start, call(await newConnectToken(account, token)));
+  expect(lastOf("startAuthorization")).toMatchObject({ fields: { company_name: "acme-eu", region: "eu" } });
 });
 
 test.each<[string, string, Partial<CreateAppOverrideRequest>]>([

@@ -42,6 +42,18 @@ test("gives entries newest first, whole", async () => {
   ]);
 });
 
+test("gives names within what is told as they were written, at whatever depth", async () => {
+  const definition = {
+    base_url: "https://a.test",
+    proxyUrl: { camelCase: 1, snake_case: [{ deep_key: 2, deepKey: 3 }] },
+  };
+  const projectId = `proj_audit${Math.random().toString(36).slice(2)}`;
+  const entry = { projectId, action: "UpdateApp", resourceId: "r", before: definition, after: definition };
+  await insertAuditEntries(db, operatorCall, new Date(), entry);
+  const { entries } = await operator.listAuditEntries({ projectId }, call());
+  expect(entries).toMatchObject([{ before: definition, after: definition }]);
+});
+
 test("filters by actor, action, resource and time, and by all of them together", async () => {
   const { list, at } = await projectWithEntries(
     { actor: "one", action: "A", resourceId: "x" },

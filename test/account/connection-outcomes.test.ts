@@ -204,6 +204,23 @@ test("revoking a user ends tokens, open connections and what is being made at th
   expect((await complete(other.state)).connection?.state).toBe(ConnectionState.SUCCEEDED);
 });
 
+test("destroys also what the vault seals after a sweep had nothing to destroy", async () => {
+  const target = { $case: "externalUserId", value: "slow" } as const;
+  vault.hooks.before = async (method) => {
+    if (method !== "storeCredential") return;
+    delete vault.hooks.before;
+    await collect(api.revokeAllAccounts({ environment: development, target }, call(acme.token)));
+    await sweep(0);
+    vault.destroyed.clear();
+    // Whoever began it cannot undo it either.
+    vault.failNext("destroyCredentials");
+  };
+  await expect(create("slow")).rejects.toMatchObject({ reason: "CONNECTING_ENDED" });
+  const { accountId = "" } = lastAsked("storeCredential");
+  await sweep(0);
+  expect(vault.destroyed.has(accountId)).toBe(true);
+});
+
 test("asks the vault for all scopes unless a part will do, and passes on what the redirect brought", async () => {
   await start("all");
   expect(vault.callsOf("startAuthorization").at(-1)?.request).toMatchObject({ allScopesRequired: true });

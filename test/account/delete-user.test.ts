@@ -4,6 +4,7 @@ import { sql } from "kysely";
 import { expect, test } from "vitest";
 import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
+import { sweepConnecting } from "../../services/account/sweep-connecting.ts";
 import {
   binding,
   call,
@@ -20,14 +21,21 @@ import {
 } from "./harness.ts";
 
 const account = await startAccount();
-const { api, gateway, vault, db } = account;
+const { api, gateway, vault, vaultClient, db } = account;
 
 const tables = ["accounts", "connections", "connect_tokens", "external_users", "events", "audit_entries"];
+const moreTables = [
+  "account_reservations",
+  "webhook_endpoints",
+  "webhook_deliveries",
+  "webhook_lanes",
+  "own_oauth_clients",
+];
 
 /** The tables in which a text stands anywhere, of one project. */
 async function mentions(projectId: string, text: string): Promise<readonly string[]> {
   const found: string[] = [];
-  for (const table of tables) {
+  for (const table of [...tables, ...moreTables]) {
     const { rows } = await sql<{ count: bigint }>`
       select count(*) from ${sql.table(table)} as one where project_id = ${projectId} and one::text like ${`%${text}%`}`.execute(
       db,
@@ -79,13 +87,56 @@ test("revokes and erases a user, and leaves tombstones, receipts and a pseudonym
   const entries = await db.selectFrom("auditEntries").selectAll().where("projectId", "=", projectId).execute();
   const actionsOn = (id: string) => entries.filter(({ resourceId }) => resourceId === id).map(({ action }) => action);
   expect(actionsOn(erased.pseudonym)).toEqual(["DeleteUser"]);
-  expect(actionsOn(named.id).sort()).toEqual(["DeleteUser", "UpdateAccount"]);
+  expect(actionsOn(named.id).sort()).toEqual(["CreateAccount", "DeleteUser", "UpdateAccount"]);
   const byUser = entries.find(({ resourceId, action }) => resourceId === gone.id && action === "DeleteAccount");
   expect(byUser?.actor).toBe(`user:${erased.pseudonym}`);
   const events = await db.selectFrom("events").selectAll().where("projectId", "=", projectId).execute();
   const revoked = events.filter(({ type }) => type === "account.revoked");
   expect(revoked.map(({ accountId }) => accountId).sort()).toEqual([connected, named.id, gone.id].sort());
   expect(revoked[0]).toMatchObject({ externalUserId: erased.pseudonym, data: { providerRevocation: "PENDING" } });
+});
+
+test("erases what was being connected too, and addresses that only the user's tokens named", async () => {
+  const acme = await newProject(account);
+  await newOauthApp(account, acme.projectId);
+  const shared = "https://hooks.acme.com/all";
+  const named = "https://hooks.acme.com/of?user=walter";
+  const careful = { requireVerification: true, successRedirectUri: "https://app.acme.com/x" };
+  const user = { externalUserId: "walter" };
+  const create = async (token: string) =>
+    api.createAccount({ appSlug: "sandbox_header_key", credential: keyFields }, call(token));
+  await create(await newConnectToken(account, acme.token, { ...user, webhookUri: named }));
+  await create(await newConnectToken(account, acme.token, { ...user, webhookUri: shared }));
+  await create(await newConnectToken(account, acme.token, { externalUserId: "other", webhookUri: shared }));
+  await create(await newConnectToken(account, acme.token, { ...user, ...careful, webhookUri: named }));
+  const link = await newConnectToken(account, acme.token, { ...user, webhookUri: named });
+  await api.startConnection({ appSlug: "sandbox", browserBinding: binding }, call(link));
+  expect(await mentions(acme.projectId, "walter")).toEqual([...tables, "account_reservations", "webhook_endpoints"]);
+  const own = await newConnectToken(account, acme.token, { ...user, webhookUri: named });
+  expect((await remove(own, "walter")).receipts).toHaveLength(2);
+  expect(await mentions(acme.projectId, "walter")).toEqual([]);
+  const endpoints = await db
+    .selectFrom("webhookEndpoints")
+    .selectAll()
+    .where("projectId", "=", acme.projectId)
+    .execute();
+  expect(endpoints.map(({ url }) => url)).toEqual([shared]);
+  const waiting = await db
+    .selectFrom("webhookDeliveries")
+    .selectAll()
+    .where("projectId", "=", acme.projectId)
+    .where("state", "=", "PENDING")
+    .execute();
+  expect(new Set(waiting.map(({ endpointId }) => endpointId))).toEqual(new Set(endpoints.map(({ id }) => id)));
+  // What the vault may still hold is destroyed, although nobody knows any more whose it was.
+  const doomed = await db
+    .selectFrom("accountReservations")
+    .selectAll()
+    .where("projectId", "=", acme.projectId)
+    .execute();
+  expect(doomed).toHaveLength(2);
+  await sweepConnecting({ db, vault: vaultClient }, new Date());
+  expect(doomed.every(({ accountId, doomed }) => doomed && vault.destroyed.has(accountId))).toBe(true);
 });
 
 test("gives a repeat the same receipts, and writes nothing again", async () => {

@@ -132,9 +132,10 @@ test("tells once that an account is dead, with what it takes to connect it again
 async function tell(report: Partial<CredentialReport> & { readonly accountId: string }, from?: string) {
   const place = from ?? (await readWatchPlace(db));
   const row = await db.selectFrom("accounts").selectAll().where("id", "=", report.accountId).executeTakeFirstOrThrow();
-  const { projectId, expireTime, lastRefreshTime, nextRefreshTime, credentialGeneration } = row;
+  const { projectId, expireTime, lastRefreshTime, nextRefreshTime, grantExpireTime, credentialGeneration } = row;
   const usual = { state: "ACTIVE", reason: "", failures: 0, generation: credentialGeneration ?? 0 } as const;
-  const reports = [{ ...usual, projectId, expireTime, lastRefreshTime, nextRefreshTime, ...report }];
+  const times = { expireTime, lastRefreshTime, nextRefreshTime, grantExpireTime, grantNoticeTime: null };
+  const reports = [{ ...usual, projectId, ...times, ...report }];
   const to = await readWatchPlace(db);
   const batch = { from: place, to, reports };
   return takeOverReports(db, batch, { time: new Date(now()), connectPage: "https://deputy.example/" });

@@ -48,7 +48,6 @@ interface Entry {
   readonly before: object | null;
   readonly after: object | null;
 }
-// Not by Kysely, which would change the names within them.
 const entriesOf = (resourceId: string) =>
   account.owner.query<Entry>(
     "select action, actor, before, after from audit_entries where project_id = $1 and resource_id = $2 order by create_time",

@@ -8,6 +8,7 @@ import {
   call,
   development,
   insertAccounts,
+  keyFields,
   newConnectToken,
   newKeyAccount,
   newOauthApp,
@@ -185,6 +186,118 @@ test("takes a deletion up again that the vault has interrupted", async () => {
   expect((await operator.listOauthApps({ projectId }, call())).oauthApps).toEqual([]);
   expect((await entriesOf(projectId)).filter(({ action }) => action === "DeleteProject")).toHaveLength(1);
   await expect(operator.deleteProject({ projectId }, call())).rejects.toMatchObject(absent);
+});
+
+/** A project with everything that a deletion has to end at the vault or step by step. */
+async function newFullProject() {
+  const { projectId, token } = await newProject(account);
+  const oauthAppId = await newOauthApp(account, projectId);
+  const definition = JSON.stringify({
+    ...{ slug: "own", name: "Own", auth: "keys", custom_fields: [{ name: "api_key", label: "Key", secret: true }] },
+    proxy: {
+      ...{ enabled: true, base_url: "https://api.crm.com", allowed_domains: ["api.crm.com"] },
+      inject: { headers: { authorization: "Bearer {{credential.api_key}}" } },
+    },
+  });
+  await api.createApp({ definition }, call(token));
+  const webhooks = [];
+  for (const environment of [development, production] as const) {
+    const url = "https://hooks.acme.com/deputy";
+    webhooks.push((await api.setWebhook({ environment, url }, call(token))).webhook?.id ?? "");
+  }
+  const webhookUri = "https://hooks.acme.com/connections";
+  const own = await newConnectToken(account, token, { externalUserId: "own", webhookUri });
+  const customOauthClient = { clientId: "my-client", clientSecret: "my-own" };
+  const start = { appSlug: "sandbox", browserBinding: binding };
+  await api.startConnection({ ...start, customOauthClient }, call(own));
+  const { oauthAppId: ownClientId } = { oauthAppId: "", ...vault.callsOf("putOauthClient").at(-1)?.request };
+  const careful = { requireVerification: true, successRedirectUri: "https://app.acme-crm.com/x", webhookUri };
+  const waiting = await newConnectToken(account, token, { externalUserId: "waiting", ...careful });
+  const created = await api.createAccount({ appSlug: "sandbox_header_key", credential: keyFields }, call(waiting));
+  return { projectId, token, oauthAppId, webhooks, ownClientId, waitingId: created.connectionId };
+}
+
+const remainsOf = async (projectId: string) => {
+  const tables = ["oauth_apps", "own_apps", "own_oauth_clients", "webhook_endpoints", "webhook_lanes"];
+  const open = ["connections where state in ('PENDING', 'AWAITING_VERIFICATION')"];
+  const live = ["account_reservations where not doomed", "webhook_deliveries where state = 'PENDING'"];
+  const found: string[] = [];
+  for (const from of [...tables, ...open, ...live]) {
+    const text = `select from ${from} ${from.includes(" where ") ? "and" : "where"} project_id = $1`;
+    if ((await account.owner.query(text, [projectId])).length > 0) found.push(from.split(" ")[0] ?? "");
+  }
+  return found;
+};
+
+test("ends own apps, webhooks with their keys, users' OAuth clients, and what is being connected", async () => {
+  const { projectId, oauthAppId, webhooks, ownClientId, waitingId } = await newFullProject();
+  const others = await newFullProject();
+  const before = await remainsOf(others.projectId);
+  expect(before).toEqual([
+    "oauth_apps",
+    "own_apps",
+    "own_oauth_clients",
+    "webhook_endpoints",
+    "connections",
+    "account_reservations",
+  ]);
+  await operator.deleteProject({ projectId }, call());
+  expect(await remainsOf(projectId)).toEqual([]);
+  expect(await remainsOf(others.projectId)).toEqual(before);
+  const asked = (method: string) =>
+    vault
+      .callsOf(method)
+      .flatMap(({ request }) => ("projectId" in request && request.projectId === projectId ? [request] : []));
+  expect(asked("destroyApp")).toEqual([{ projectId, appSlug: "own" }]);
+  expect(asked("destroyWebhookKey")).toEqual([
+    { projectId, environment: development, webhookId: webhooks[0] },
+    { projectId, environment: production, webhookId: webhooks[1] },
+  ]);
+  const clients = [
+    { projectId, oauthAppId: ownClientId },
+    { projectId, oauthAppId },
+  ];
+  expect(asked("destroyOauthClient")).toEqual(clients);
+  const get = { projectId, environment: development, connectionId: waitingId } as const;
+  const { connection } = await operator.getConnection(get, call());
+  expect(connection).toMatchObject({ state: ConnectionState.FAILED, error: "The project was deleted." });
+});
+
+test("takes a deletion up again wherever the vault has interrupted it", async () => {
+  const { projectId } = await newFullProject();
+  for (const method of ["destroyWebhookKey", "destroyOauthClient", "destroyApp"]) {
+    vault.failNext(method, new StatusError("UNAVAILABLE", "DOWN", "The vault is down."));
+    await expect(operator.deleteProject({ projectId }, call()), method).rejects.toMatchObject({ code: "UNAVAILABLE" });
+    expect(await remainsOf(projectId)).not.toEqual([]);
+  }
+  await operator.deleteProject({ projectId }, call());
+  expect(await remainsOf(projectId)).toEqual([]);
+  expect((await entriesOf(projectId)).filter(({ action }) => action === "DeleteProject")).toHaveLength(1);
+  await expect(operator.deleteProject({ projectId }, call())).rejects.toMatchObject(absent);
+});
+
+test("lets nothing be made behind a deletion whose secret the vault was given before", async () => {
+  for (const [method, make] of [
+    [
+      "createWebhookKey",
+      (token: string) => api.setWebhook({ environment: development, url: "https://h.acme.com/x" }, call(token)),
+    ],
+    [
+      "putOauthClient",
+      (token: string) => api.createOauthApp({ appSlug: "sandbox", clientId: "c", clientSecret: "s" }, call(token)),
+    ],
+  ] as const) {
+    const { projectId, token } = await newProject(account);
+    vault.hooks.before = async (asked) => {
+      if (asked !== method) return;
+      delete vault.hooks.before;
+      await operator.deleteProject({ projectId }, call());
+    };
+    await expect(make(token), method).rejects.toMatchObject(absent);
+    expect(await remainsOf(projectId)).toEqual([]);
+    const undone = method === "createWebhookKey" ? "destroyWebhookKey" : "destroyOauthClient";
+    expect(vault.callsOf(undone).at(-1)?.request).toMatchObject({ projectId });
+  }
 });
 
 test("waits for an account that is being made, and lets none be made behind a deletion", async () => {

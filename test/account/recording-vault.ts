@@ -20,6 +20,7 @@ export interface RecordedCall {
 type Answers = Pick<
   Handlers<typeof CredentialVaultDefinition>,
   | "storeCredential"
+  | "getCredential"
   | "startAuthorization"
   | "completeAuthorization"
   | "destroyCredentials"
@@ -46,6 +47,7 @@ export async function startRecordingVault() {
       const scopes = material?.$case === "grant" ? material.value.scopes : [];
       return { credential: Credential.fromPartial({ accountId, scopes }) };
     },
+    getCredential: async ({ accountId }) => ({ credential: Credential.fromPartial({ accountId }) }),
     startAuthorization: async () => {
       const state = randomText();
       const expireTime = new Date(Date.now() + 600_000);

@@ -2,6 +2,7 @@
 // browser. With a token that requires verification his user gets no account, whatever the victim agrees to.
 import { expect, test } from "vitest";
 import { ConnectionState } from "#proto/deputy/account/v1/connect.ts";
+import { Credential } from "#proto/deputy/vault/v1/credentials.ts";
 import { sweepConnecting } from "../../services/account/sweep-connecting.ts";
 import {
   binding,
@@ -152,4 +153,55 @@ test("keeps no verifier and logs none", async () => {
   const rows = await db.selectFrom("connections").selectAll().execute();
   expect(JSON.stringify(rows)).not.toContain(verifier);
   expect(account.lines.join("")).not.toContain(verifier);
+});
+
+test("gives the account what the vault told of its credential, as if it had not waited", async () => {
+  const times = {
+    expireTime: new Date("2030-01-01T00:00:00Z"),
+    lastRefreshTime: new Date("2026-01-01T00:00:00Z"),
+    nextRefreshTime: new Date("2029-12-31T00:00:00Z"),
+  };
+  const credential = Credential.fromPartial({ scopes: ["read"], generation: 3n, ...times });
+  vault.answers.completeAuthorization = async () => ({ credential, identityName: "facts@provider.test" });
+  vault.answers.storeCredential = async () => ({ credential });
+  const { brought, accountId } = await agree("facts");
+  await verify("facts", brought);
+  const token = await newConnectToken(account, acme.token, { externalUserId: "facts", ...verified });
+  const created = await api.createAccount({ appSlug: "sandbox_header_key", credential: keyFields }, call(token));
+  vault.restore();
+  const keys = new URLSearchParams({ connection_id: created.connectionId, verifier: created.verifier });
+  const second = (await verify("facts", keys)).connection?.accountId ?? "";
+  for (const id of [accountId, second]) {
+    const row = await db.selectFrom("accounts").selectAll().where("id", "=", id).executeTakeFirst();
+    expect(row).toMatchObject({ credentialGeneration: 3, authorizedScopes: ["read"], ...times });
+  }
+});
+
+test("connects nothing when the OAuth app was deleted meanwhile, and has the credential destroyed", async () => {
+  const project = await newProject(account);
+  const doomed = await newOauthApp(account, project.projectId);
+  const token = await newConnectToken(account, project.token, { externalUserId: "orphan", ...verified });
+  const started = await api.startConnection({ appSlug: "sandbox", browserBinding: binding }, call(token));
+  const { accountId = "" } = lastAsked("startAuthorization");
+  const redirect = { state: stateOf(started.authorizationUrl), code: "c", browserBinding: binding };
+  const { verifier } = await gateway.completeConnection(redirect, call());
+  await api.deleteOauthApp({ oauthAppId: doomed }, call(project.token));
+  const ask = {
+    environment: development,
+    externalUserId: "orphan",
+    connectionId: started.connectionId,
+    verifier,
+  } as const;
+  const message = "The OAuth app was deleted meanwhile.";
+  for (const _repeat of [1, 2]) {
+    const refused = api.verifyConnection(ask, call(project.token));
+    await expect(refused).rejects.toMatchObject({ reason: "CONNECTION_FAILED", message });
+  }
+  expect(vault.destroyed.has(accountId)).toBe(true);
+  const rows = await db.selectFrom("accounts").select("id").where("projectId", "=", project.projectId).execute();
+  expect(rows).toEqual([]);
+  const reserved = db.selectFrom("accountReservations").select("accountId").where("projectId", "=", project.projectId);
+  expect(await reserved.execute()).toEqual([]);
+  const events = await db.selectFrom("events").selectAll().where("projectId", "=", project.projectId).execute();
+  expect(events).toMatchObject([{ type: "connection.failed", externalUserId: "orphan", data: { error: message } }]);
 });

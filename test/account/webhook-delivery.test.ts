@@ -3,8 +3,9 @@
 import { Webhook } from "standardwebhooks";
 import { expect, test } from "vitest";
 import { EventDeliveryState } from "#proto/deputy/account/v1/events.ts";
-import { deliverEvents, retryTime } from "../../services/account/deliver-events.ts";
+import { deliverEvents } from "../../services/account/deliver-events.ts";
 import { insertEvents, type NewEvent } from "../../services/account/events.ts";
+import { readRetryAfter, retryTime } from "../../services/account/posting-times.ts";
 import { expireDeliveries } from "../../services/account/webhook-deliveries.ts";
 import { findWebhook, keyOf } from "../../services/account/webhook-endpoints.ts";
 import { call, development, newConnectToken, newKeyAccount, newProject } from "./harness.ts";
@@ -72,8 +73,8 @@ test("takes anything but a status from 200 to 299 for a failure, and follows no 
   const hook = await newHook();
   const elsewhere = receiver.url("/elsewhere");
   for (const [answer, error] of [
-    [{ status: 307, location: elsewhere }, "status 307: redirects are not followed"],
-    [{ status: 302, location: elsewhere }, "status 302: redirects are not followed"],
+    [{ status: 307, headers: { location: elsewhere } }, "status 307: redirects are not followed"],
+    [{ status: 302, headers: { location: elsewhere } }, "status 302: redirects are not followed"],
     [404, "status 404"],
     [410, "status 410"],
     [503, "status 503"],
@@ -148,12 +149,41 @@ test("tries for a day, at growing distances, and then gives up and goes on with 
 test("spreads retries, and tries once more when the time is over", () => {
   const time = new Date(0);
   const end = new Date(86_400_000);
-  const seconds = (attempts: number, random: number) => retryTime(attempts, end, time, () => random).getTime() / 1000;
+  const seconds = (attempts: number, random: number, retryAfterSeconds = 0) =>
+    retryTime({ attempts, retryAfterSeconds }, end, time, () => random).getTime() / 1000;
   expect([1, 2, 3, 4, 5, 6, 7, 8, 9, 50].map((attempts) => seconds(attempts, 0.5))).toEqual([
     5, 30, 120, 600, 1_800, 3_600, 7_200, 10_800, 14_400, 14_400,
   ]);
   expect([seconds(4, 0), seconds(4, 1)]).toEqual([480, 720]);
-  expect(retryTime(9, new Date(1000), time, () => 0.5)).toEqual(new Date(1000));
+  const late = { attempts: 9, retryAfterSeconds: 0 };
+  expect(retryTime(late, new Date(1000), time, () => 0.5)).toEqual(new Date(1000));
+  // What the receiver asks for, never sooner than by itself, and four hours at most.
+  expect([seconds(1, 0.5, 90), seconds(3, 0.5, 90), seconds(1, 0.5, 1e12)]).toEqual([90, 120, 14_400]);
+});
+
+test.each([
+  [undefined, 0],
+  ["120", 120],
+  ["Sat, 28 Nov 2026 03:02:00 GMT", 120],
+  ["Sat, 28 Nov 2026 02:58:00 GMT", 0],
+  ["-5", 0],
+  ["soon", 0],
+])("reads Retry-After: %s", (value, seconds) => {
+  expect(readRetryAfter(value, Date.parse("2026-11-28T03:00:00Z"))).toBe(seconds);
+});
+
+test("comes again when the receiver says so", async () => {
+  const hook = await newHook();
+  receiver.answerWith(() => ({ status: 429, headers: { "retry-after": "900" } }));
+  await hook.make("apn_1", 1);
+  await hook.deliver();
+  receiver.answerWith(() => 200);
+  clock.aheadMs += 800_000;
+  await hook.deliver();
+  expect(hook.told()).toEqual([1]);
+  clock.aheadMs += 110_000;
+  await hook.deliver();
+  expect(hook.told()).toEqual([1, 1]);
 });
 
 test("sends no more than a probe to an endpoint that is down, and all of it when it is back", async () => {

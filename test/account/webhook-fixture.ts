@@ -1,9 +1,10 @@
 // What the tests of postings share: a receiver, the account service, and projects with a webhook that is looked at by hand.
 import { afterAll, beforeEach } from "vitest";
 import { openEgress } from "#libs/egress.ts";
-import { type DeliveryOptions, deliverEvents } from "../../services/account/deliver-events.ts";
+import { deliverEvents } from "../../services/account/deliver-events.ts";
 import { eventBodies } from "../../services/account/event-bodies.ts";
 import { insertEvents, type NewEvent } from "../../services/account/events.ts";
+import type { JobOptions } from "../../services/account/jobs.ts";
 import { catalogsOver } from "../../services/account/own-apps.ts";
 import { vaultSigner } from "../../services/account/signing-client.ts";
 import { findWebhook, keyOf } from "../../services/account/webhook-endpoints.ts";
@@ -16,7 +17,8 @@ export async function webhookFixture() {
   const account = await startAccount(undefined, [], { exemptTargets: [receiver.host] });
   const { api, operator, db, clock, now, log } = account;
   const egress = openEgress({ exemptTargets: [receiver.host], extraCa: receiver.ca });
-  const options: DeliveryOptions = {
+  const options: JobOptions = {
+    ...{ gatewayUrl: "https://deputy.example:8443", historyMs: 30 * 86_400_000 },
     db,
     log,
     sign: vaultSigner(db, account.vaultClient),

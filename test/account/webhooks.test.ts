@@ -33,12 +33,13 @@ function event(projectId: string, more: Partial<NewEvent> = {}): NewEvent {
 const insert = (...events: NewEvent[]) =>
   db.transaction().execute((transaction) => insertEvents(transaction, new Date(), ...events));
 
+/** What was done to a project's webhooks. */
 const actionsOn = (projectId: string) =>
   db
     .selectFrom("auditEntries")
     .select(["action", "resourceId", "before", "after", "actor"])
     .where("projectId", "=", projectId)
-    .where("action", "like", "%Webhook%")
+    .where("action", "not in", ["CreateProject", "CreateApiClient"])
     .orderBy("createTime")
     .execute();
 

@@ -242,6 +242,7 @@ describe("a failure", () => {
     ["PERMISSION_DENIED", "HOST_NOT_ALLOWED", 400, "text"],
     ["PERMISSION_DENIED", "ADDRESS_NOT_GLOBAL", 400, "text"],
     ["PERMISSION_DENIED", "SCOPE_MISSING", 403, "text"],
+    ["PERMISSION_DENIED", "MEMBER_NOT_ALLOWED", 403, "text"],
     ["INVALID_ARGUMENT", "HEADER_RESTRICTED", 400, "text"],
     ["NOT_FOUND", "ACCOUNT_NOT_FOUND", 404, "text"],
     ["UNIMPLEMENTED", "NOT_IMPLEMENTED", 404, "text"],

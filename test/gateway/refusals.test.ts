@@ -71,17 +71,6 @@ describe("a request is refused", () => {
     expect([answer.status, await answer.json()]).toMatchObject([404, { code: "NOT_IMPLEMENTED" }]);
   });
 
-  it("with 400 for a field that a service has not built", async () => {
-    const metadata = { field: "webhook_uri" };
-    const fault = new StatusError("UNIMPLEMENTED", "NOT_IMPLEMENTED", "webhook_uri is not built yet.", { metadata });
-    gateway.changeAccount({ createConnectToken: () => Promise.reject(fault) });
-    const answer = await gateway.send(
-      "/v1/connect/proj_1/tokens",
-      json({ external_user_id: "u", webhook_uri: "https://a" }),
-    );
-    expect([answer.status, await answer.json()]).toMatchObject([400, { error: "webhook_uri is not built yet." }]);
-  });
-
   it("with 400 for a path that is not valid", async () => {
     const answer = await gateway.send("/v1/connect/proj_1/accounts/%zz");
     expect([answer.status, await answer.json()]).toMatchObject([400, { code: "PATH_INVALID" }]);

@@ -61,6 +61,17 @@ test("calls a column by its camelCase name, in a statement and in a row", async 
   expect(rows).toEqual([{ leftPart: 1, rightPart: 2 }]);
 });
 
+test("leaves the names inside of JSON as they were written", async () => {
+  await sql`create table document (of_what jsonb)`.execute(db);
+  const documents = db.withTables<{ document: { ofWhat: unknown } }>();
+  const ofWhat = { base_url: [{ deep_name: 1 }], camelCase: { snake_case: null } };
+  await documents
+    .insertInto("document")
+    .values({ ofWhat: JSON.stringify(ofWhat) })
+    .execute();
+  expect(await documents.selectFrom("document").selectAll().execute()).toEqual([{ ofWhat }]);
+});
+
 test("reads int8 as bigint beyond the safe range of a number", async () => {
   const id = 9_223_372_036_854_775_807n;
   await db.insertInto("note").values({ id, body: "largest" }).execute();

@@ -1,6 +1,6 @@
 // Every method of ProxyService by every kind of caller, and with what is another's. That the account service gives a proxy nothing
 // of another is in test/account/isolation-requests.test.ts.
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import { createClient } from "#libs/rpc-client.ts";
 import type { ForwardRequest } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
@@ -31,6 +31,7 @@ beforeAll(async () => {
   clients.nobody = connect({ ca, trustDomain }, fixture.proxy.publicPort);
   clients.bare = connect({ ca, trustDomain }, fixture.proxy.internalPort);
 });
+beforeEach(() => fixture.reset());
 afterAll(async () => {
   for (const client of Object.values(clients)) client.close();
   await fixture.stop();
@@ -76,5 +77,4 @@ test.each(methods)("%s tells of another's what it tells of nothing, and sends no
   expect(await ask(method, { externalUserId: "user-2" }, connectToken)).toMatchObject(absent("user"));
   expect(fixture.upstream.requests).toEqual([]);
   expect(await ask(method, {}, token)).toMatchObject({ kind: "ok" });
-  fixture.reset();
 });

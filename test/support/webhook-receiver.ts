@@ -14,7 +14,10 @@ export interface Posting {
 }
 
 /** A status; or headers with it; or no answer at all. */
-export type ReceiverAnswer = number | { readonly status: number; readonly location: string } | "silence";
+export type ReceiverAnswer =
+  | number
+  | { readonly status: number; readonly headers: Readonly<Record<string, string>> }
+  | "silence";
 
 /** Starts one on a free port, or on the port given. */
 export async function startWebhookReceiver(port = 0) {
@@ -30,8 +33,8 @@ export async function startWebhookReceiver(port = 0) {
       postings.push(posting);
       const given = await answer(posting);
       if (given === "silence") return;
-      const { status, location } = typeof given === "number" ? { status: given, location: undefined } : given;
-      response.writeHead(status, location === undefined ? {} : { location }).end("thank you");
+      const { status, headers: sent } = typeof given === "number" ? { status: given, headers: {} } : given;
+      response.writeHead(status, sent).end("thank you");
     } catch {
       // The sender was killed while it sent.
       response.destroy();

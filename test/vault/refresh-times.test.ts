@@ -6,6 +6,7 @@ import {
   isValid,
   keepAliveAfterSeconds,
   lostGrantWait,
+  noticeSeconds,
   refreshAfterSeconds,
 } from "../../services/vault/refresh-times.ts";
 
@@ -42,6 +43,15 @@ test("a token is due five seconds before its end, valid until then, and never du
 test("a grant that nobody uses is refreshed when a good part of its idle time is left", () => {
   expect(keepAliveAfterSeconds(1000, least)).toBeCloseTo(700);
   expect(keepAliveAfterSeconds(1000, most)).toBeCloseTo(600);
+});
+
+test("the user of a grant is told seven days before its end, or a fifth of its life where that is shorter", () => {
+  const day = 86_400;
+  expect([3600, 10 * day, 35 * day, 90 * day].map(noticeSeconds)).toEqual([720, 2 * day, 7 * day, 7 * day]);
+  // Of one that is kept alive in time nobody is told.
+  for (const idle of [3600, 10 * day, 90 * day]) {
+    expect(keepAliveAfterSeconds(idle, least)).toBeLessThan(idle - noticeSeconds(idle));
+  }
 });
 
 test("a grant whose answer was lost is left alone until a minute before its token's end", () => {

@@ -285,7 +285,7 @@ export const AccountServiceDefinition = {
       responseStream: false,
       options: {},
     },
-    /** Deletes a project without accounts, and with it its clients, connect tokens, users and OAuth apps. */
+    /** Deletes a project without accounts, and with it its clients, connect tokens, users, OAuth apps, own apps and webhooks. */
     deleteProject: {
       name: "DeleteProject",
       requestType: DeleteProjectRequest as typeof DeleteProjectRequest,

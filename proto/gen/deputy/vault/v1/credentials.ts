@@ -64,7 +64,21 @@ export interface Credential {
     | Date
     | undefined;
   /** Output only. When it changed last. */
-  updateTime: Date | undefined;
+  updateTime:
+    | Date
+    | undefined;
+  /**
+   * Output only. When its user will have to connect again, as far as that is known beforehand: the end of the refresh token, or of
+   * the access token where there is no other. Uses may put it off.
+   */
+  grantExpireTime:
+    | Date
+    | undefined;
+  /**
+   * Output only. From when on its user should be asked to: seven days before that end, or the last fifth of what led to it where
+   * that is shorter.
+   */
+  grantNoticeTime: Date | undefined;
 }
 
 /** Seals a credential that did not come through an authorization: keys, or an imported grant. */
@@ -348,6 +362,8 @@ function createBaseCredential(): Credential {
     nextRefreshTime: undefined,
     createTime: undefined,
     updateTime: undefined,
+    grantExpireTime: undefined,
+    grantNoticeTime: undefined,
   };
 }
 
@@ -385,6 +401,12 @@ export const Credential: MessageFns<Credential> = {
     }
     if (message.updateTime !== undefined) {
       Timestamp.encode(toTimestamp(message.updateTime), writer.uint32(82).fork()).join();
+    }
+    if (message.grantExpireTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.grantExpireTime), writer.uint32(90).fork()).join();
+    }
+    if (message.grantNoticeTime !== undefined) {
+      Timestamp.encode(toTimestamp(message.grantNoticeTime), writer.uint32(98).fork()).join();
     }
     return writer;
   },
@@ -482,6 +504,22 @@ export const Credential: MessageFns<Credential> = {
             message.updateTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
             continue;
           }
+          case 11: {
+            if (tag !== 90) {
+              break;
+            }
+
+            message.grantExpireTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 12: {
+            if (tag !== 98) {
+              break;
+            }
+
+            message.grantNoticeTime = fromTimestamp(Timestamp.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -511,6 +549,8 @@ export const Credential: MessageFns<Credential> = {
     message.nextRefreshTime = object.nextRefreshTime ?? undefined;
     message.createTime = object.createTime ?? undefined;
     message.updateTime = object.updateTime ?? undefined;
+    message.grantExpireTime = object.grantExpireTime ?? undefined;
+    message.grantNoticeTime = object.grantNoticeTime ?? undefined;
     return message;
   },
 };
