@@ -35,6 +35,8 @@ export interface Admission {
   readonly scope?: string;
   /** Whether a connect token may have that scope: a user's own browser, which may touch that user's accounts alone. */
   readonly connectToken?: boolean;
+  /** Whether who acts for a member of the workspace must act for one of its owners or admins. */
+  readonly administrators?: boolean;
 }
 
 /** The ways in, for each method of a service. */
@@ -51,6 +53,11 @@ export function scopesInclude(granted: readonly string[], needed: string): boole
   return granted.some((scope) => scope === needed || (scope.endsWith("*") && needed.startsWith(scope.slice(0, -1))));
 }
 
+/** Whether a member is one of the workspace's owners and admins. */
+export function isAdministrator({ role }: NonNullable<TokenIdentity["actor"]>): boolean {
+  return ["owner", "admin"].includes(role.toLowerCase());
+}
+
 /** Lets the caller in by one row of the table, or throws UNAUTHENTICATED or PERMISSION_DENIED. */
 export function admit(row: readonly Admission[], caller: Caller): void {
   let best: { code: StatusCode; reason: string; message: string } = {
@@ -58,18 +65,24 @@ export function admit(row: readonly Admission[], caller: Caller): void {
     reason: "CALLER_NOT_ALLOWED",
     message: "This caller may not call this method.",
   };
-  for (const { service, scope, connectToken } of row) {
+  const actor = caller.token?.actor;
+  for (const { service, scope, connectToken, administrators } of row) {
     if (service !== caller.service) continue;
-    if (scope === undefined) return;
-    if (caller.token === undefined) {
+    if (scope !== undefined && caller.token === undefined) {
       best = { code: "UNAUTHENTICATED", reason: "TOKEN_REQUIRED", message: "A bearer token is required." };
-    } else if (!scopesInclude(caller.token.scopes, scope)) {
+    } else if (scope !== undefined && !scopesInclude(caller.token?.scopes ?? [], scope)) {
       best = { code: "PERMISSION_DENIED", reason: "SCOPE_MISSING", message: `The token lacks the scope ${scope}.` };
-    } else if (caller.token.externalUserId !== undefined && connectToken !== true) {
+    } else if (scope !== undefined && caller.token?.externalUserId !== undefined && connectToken !== true) {
       best = {
         code: "PERMISSION_DENIED",
         reason: "CONNECT_TOKEN_NOT_ALLOWED",
         message: "A connect token cannot call this method.",
+      };
+    } else if (administrators && actor !== undefined && !isAdministrator(actor)) {
+      best = {
+        code: "PERMISSION_DENIED",
+        reason: "MEMBER_NOT_ALLOWED",
+        message: "Only owners and admins of the workspace may do this.",
       };
     } else {
       return;

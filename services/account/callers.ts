@@ -8,9 +8,21 @@ const operator: readonly Admission[] = [{ service: "operator" }];
 /** Everybody: what is asked for is public, or the request itself holds the proof. */
 const anybody: readonly Admission[] = [{}, { service: "gateway" }, { service: "operator" }];
 
+type More = Pick<Admission, "connectToken" | "administrators">;
+
 /** A caller whose token has the scope, and the operator. */
-function api(scope: string, more: Pick<Admission, "connectToken"> = {}): readonly Admission[] {
-  return [{ scope, ...more }, { service: "gateway", scope, ...more }, ...operator];
+function api(scope: string, more: More = {}): readonly Admission[] {
+  const { administrators = false } = more;
+  return [
+    { scope, ...more },
+    { service: "gateway", scope, ...more },
+    { service: "operator", administrators },
+  ];
+}
+
+/** The same without plain members: what tells of everybody's accounts, or changes what is for all. */
+function apiOfAdministrators(scope: string, more: More = {}): readonly Admission[] {
+  return api(scope, { ...more, administrators: true });
 }
 
 /** The same, and a user's own browser. */
@@ -29,7 +41,7 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   deleteAccount: apiAndUsers("connect:accounts:write"),
   revokeAllAccounts: api("connect:accounts:write"),
   listUsers: api("connect:users:read"),
-  deleteUser: apiAndUsers("connect:users:write"),
+  deleteUser: apiOfAdministrators("connect:users:write", { connectToken: true }),
   createConnectToken: api("connect:tokens:create"),
   validateConnectToken: anybody,
   startConnection: apiAndUsers("connect:accounts:write"),
@@ -42,8 +54,8 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   createProject: api("connect:projects:write"),
   getProject: api("connect:projects:read"),
   listProjects: api("connect:projects:read"),
-  updateProject: api("connect:projects:write"),
-  deleteProject: api("connect:projects:write"),
+  updateProject: apiOfAdministrators("connect:projects:write"),
+  deleteProject: apiOfAdministrators("connect:projects:write"),
   listProjectApps: apiAndUsers("connect:projects:read"),
   createApiClient: operator,
   listApiClients: operator,
@@ -54,26 +66,27 @@ export const callers: CallersTable<MethodName<typeof AccountServiceDefinition>> 
   // The catalog is public; own apps of projects are for callers with a token.
   listApps: anybody,
   getApp: anybody,
-  createApp: api("connect:projects:write"),
-  updateApp: api("connect:projects:write"),
-  deleteApp: api("connect:projects:write"),
-  createOauthApp: api("connect:projects:write"),
+  createApp: apiOfAdministrators("connect:projects:write"),
+  updateApp: apiOfAdministrators("connect:projects:write"),
+  deleteApp: apiOfAdministrators("connect:projects:write"),
+  createOauthApp: apiOfAdministrators("connect:projects:write"),
   getOauthApp: api("connect:projects:read"),
   listOauthApps: api("connect:projects:read"),
-  updateOauthApp: api("connect:projects:write"),
-  deleteOauthApp: api("connect:projects:write"),
-  createAppOverride: api("connect:projects:write"),
+  updateOauthApp: apiOfAdministrators("connect:projects:write"),
+  deleteOauthApp: apiOfAdministrators("connect:projects:write"),
+  createAppOverride: apiOfAdministrators("connect:projects:write"),
   getAppOverride: api("connect:projects:read"),
   listAppOverrides: api("connect:projects:read"),
-  updateAppOverride: api("connect:projects:write"),
-  deleteAppOverride: api("connect:projects:write"),
-  setWebhook: api("connect:projects:write"),
-  getWebhook: api("connect:projects:read"),
-  deleteWebhook: api("connect:projects:write"),
-  rotateWebhookKey: api("connect:projects:write"),
-  listEvents: api("connect:projects:read"),
-  replayEvents: api("connect:projects:write"),
+  updateAppOverride: apiOfAdministrators("connect:projects:write"),
+  deleteAppOverride: apiOfAdministrators("connect:projects:write"),
+  // An address may hold a secret of its receiver's.
+  setWebhook: apiOfAdministrators("connect:projects:write"),
+  getWebhook: apiOfAdministrators("connect:projects:read"),
+  deleteWebhook: apiOfAdministrators("connect:projects:write"),
+  rotateWebhookKey: apiOfAdministrators("connect:projects:write"),
+  listEvents: apiOfAdministrators("connect:projects:read"),
+  replayEvents: apiOfAdministrators("connect:projects:write"),
   watchAccounts: [{ service: "proxy" }, ...operator],
   // Entries tell of accounts, users and settings alike, so no scope for one of these is enough.
-  listAuditEntries: api("connect:audit:read"),
+  listAuditEntries: apiOfAdministrators("connect:audit:read"),
 };

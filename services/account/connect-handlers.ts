@@ -150,8 +150,9 @@ export function connectHandlers(
       });
     },
 
-    async getConnection(request) {
-      return { connection: connectionMessage(await getConnection(db, request, request.connectionId)) };
+    async getConnection(request, call) {
+      const actor = call.caller.token?.actor;
+      return { connection: connectionMessage(await getConnection(db, request, request.connectionId, actor)) };
     },
   };
 }

@@ -3,8 +3,11 @@
 //
 //   PENDING -> SUCCEEDED | FAILED(error)
 //   PENDING -> AWAITING_VERIFICATION -> SUCCEEDED | FAILED(error)     where the connect token asks for it: verify-connection.ts
+import { type Expression, type SqlBool, sql } from "kysely";
+import { isAdministrator } from "#libs/callers.ts";
 import { notFound } from "#libs/errors.ts";
 import type { CredentialFacts } from "./accounts.ts";
+import { type Actor, allowedRows } from "./member-rights.ts";
 import { holdProject } from "./projects.ts";
 import type { AccountDatabase, ConnectionRow } from "./schema.ts";
 
@@ -44,21 +47,34 @@ export async function insertConnection(
     .execute();
 }
 
-/** The connection with this id; one of another user counts as absent when a user is given. */
+/** The connection with this id; one of another user counts as absent when a user is given, and one that the member may not see. */
 export async function getConnection(
   db: AccountDatabase,
   key: { readonly projectId: string; readonly environment: number; readonly externalUserId: string },
   id: string,
+  actor?: Actor,
 ): Promise<ConnectionRow> {
   const row = await db
     .selectFrom("connections")
     .selectAll()
     .where("projectId", "=", key.projectId)
     .where("id", "=", id)
+    .where(visibleTo(actor))
     .executeTakeFirst();
   if (row === undefined || row.environment !== key.environment) throw notFound("connection");
   if (key.externalUserId !== "" && row.externalUserId !== key.externalUserId) throw notFound("connection");
   return row;
+}
+
+/** What a member may see of its account, or what that will be: its owner's is the member whose connect token it is. */
+function visibleTo(actor: Actor): Expression<SqlBool> {
+  if (actor === undefined || isAdministrator(actor)) return sql`true`;
+  return sql`coalesce(
+    (select ${allowedRows({ actor, operation: "view" })} from accounts
+      where accounts.project_id = connections.project_id and accounts.id = connections.account_id),
+    (select actor_member_id in ('', ${actor.memberId}) from connect_tokens
+      where connect_tokens.project_id = connections.project_id and connect_tokens.id = connections.connect_token_id),
+    false)`;
 }
 
 /** The connection whose `state` parameter has this digest. */

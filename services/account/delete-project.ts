@@ -8,7 +8,6 @@ import type { Call } from "#libs/rpc.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { endConnectTokens } from "./connect-tokens.ts";
 import { type HandlerGroup, ownRight } from "./handler-group.ts";
-import { requireAdmin } from "./member-rights.ts";
 import { endRemains, hasRemains, type Remaining } from "./project-remains.ts";
 import { lockProject, toldOfProject, updateProject } from "./projects.ts";
 import type { AccountDatabase } from "./schema.ts";
@@ -27,7 +26,6 @@ export function deleteProjectHandler({ db, vault }: Remaining, now: () => number
 
   return {
     async deleteProject({ projectId }, call) {
-      requireAdmin(call.caller.token?.actor, "delete_project");
       const isDeleted = await isInterrupted(db, projectId);
       if (!isDeleted) await db.transaction().execute((tx) => end(tx, projectId, call));
       await endRemains({ db, vault }, projectId, { time: new Date(now()), options: ownRight(call) });

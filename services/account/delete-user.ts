@@ -15,7 +15,6 @@ import { insertAuditEntries } from "./audit-entries.ts";
 import { endConnecting } from "./end-connecting.ts";
 import { eraseUser, listTombstones, pseudonymOf } from "./erasure.ts";
 import { type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
-import { requireAdmin } from "./member-rights.ts";
 import { batchSize, destroyAccounts, revokeMatching } from "./revocation.ts";
 import type { AccountDatabase, EnvironmentNumber } from "./schema.ts";
 
@@ -28,7 +27,6 @@ export function deleteUserHandler({ db, vault }: Collaborators, now: () => numbe
   const revoking = { db, vault, now };
   return {
     async deleteUser({ projectId, externalUserId, ...request }, call) {
-      requireAdmin(call.caller.token?.actor, "delete_user");
       const user = { projectId, environment: request.environment as EnvironmentNumber, externalUserId };
       const pseudonym = pseudonymOf(user);
       const by = { action: "DeleteUser", call } as const;

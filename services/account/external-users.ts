@@ -3,6 +3,7 @@
 import { sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
+import { type Actor, allowedRows } from "./member-rights.ts";
 import { isAfter, type Page, type PageOf, pageOf } from "./pages.ts";
 import { lockProject } from "./projects.ts";
 import type { AccountDatabase, EnvironmentNumber, ExternalUserRow } from "./schema.ts";
@@ -14,7 +15,7 @@ export interface UserKey {
   readonly externalUserId: string;
 }
 
-/** A user with the number of accounts that can be used. */
+/** A user with the number of accounts that can be used, of those that the member who asks may see. */
 export type CountedUser = ExternalUserRow & { readonly accountCount: number };
 
 const development = 1;
@@ -47,7 +48,7 @@ export async function ensureUser(
 /** Users in the order in which they were first named; an empty query lets all through. */
 export async function listUsers(
   db: AccountDatabase,
-  filter: { readonly projectId: string; readonly environment: number; readonly query: string },
+  filter: { readonly projectId: string; readonly environment: number; readonly query: string; readonly actor?: Actor },
   page: Page,
 ): Promise<PageOf<CountedUser>> {
   let matching = db
@@ -64,7 +65,8 @@ export async function listUsers(
       sql<bigint>`(select count(*) from accounts
         where accounts.project_id = external_users.project_id and accounts.environment = external_users.environment
           and accounts.external_user_id = external_users.external_user_id
-          and accounts.state <> 'REVOKED' and accounts.state = 'ACTIVE')`.as("accountCount"),
+          and accounts.state <> 'REVOKED' and accounts.state = 'ACTIVE'
+          and ${allowedRows({ actor: filter.actor, operation: "view" })})`.as("accountCount"),
     )
     .where(isAfter(page.after))
     .orderBy("createTime")

@@ -12,7 +12,7 @@
 // Admins are the workspace's owners and admins. To manage is to change name, owner and sharing, to reconnect, and to delete.
 // A member who may not even see an account is told what is told of one that is not there.
 import { type Expression, type SqlBool, sql } from "kysely";
-import type { TokenIdentity } from "#libs/callers.ts";
+import { isAdministrator, type TokenIdentity } from "#libs/callers.ts";
 import { notFound, StatusError } from "#libs/errors.ts";
 import type { AccountRow } from "./schema.ts";
 
@@ -55,16 +55,9 @@ export function requireRight(right: Right, account: Shared): void {
   throw new StatusError("PERMISSION_DENIED", "MEMBER_NOT_ALLOWED", message, { metadata: { operation } });
 }
 
-/** Throws unless the caller is the project itself, or acts for an owner or admin of the workspace. */
-export function requireAdmin(actor: Actor, operation: string): void {
-  if (actor === undefined || isAdmin(actor)) return;
-  const message = "Only owners and admins of the workspace may do this.";
-  throw new StatusError("PERMISSION_DENIED", "MEMBER_NOT_ALLOWED", message, { metadata: { operation } });
-}
-
 /** The same as `isAllowed` as a condition of a query over accounts, for what lists and revocations ask for. */
 export function allowedRows({ actor, operation }: Right & { operation: "view" | "manage" }): Expression<SqlBool> {
-  if (actor === undefined || isAdmin(actor)) return sql`true`;
+  if (actor === undefined || isAdministrator(actor)) return sql`true`;
   const { memberId } = actor;
   const isOwner = sql<SqlBool>`(owner_member_id <> '' and owner_member_id = ${memberId})`;
   if (operation === "manage") return isOwner;
@@ -75,11 +68,7 @@ export function allowedRows({ actor, operation }: Right & { operation: "view" | 
 function relationOf(actor: NonNullable<Actor>, { ownerMemberId, sharing, sharedMemberIds }: Shared): string {
   if (ownerMemberId !== "" && ownerMemberId === actor.memberId) return "owner";
   const isShared = sharing === "WORKSPACE" || (sharing === "MEMBERS" && sharedMemberIds.includes(actor.memberId));
-  return `${isShared ? "sharedWith" : "privateTo"}${isAdmin(actor) ? "Admin" : "Other"}`;
-}
-
-function isAdmin({ role }: NonNullable<Actor>): boolean {
-  return ["owner", "admin"].includes(role.toLowerCase());
+  return `${isShared ? "sharedWith" : "privateTo"}${isAdministrator(actor) ? "Admin" : "Other"}`;
 }
 
 const texts: Readonly<Record<AccountOperation, string>> = {

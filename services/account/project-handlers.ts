@@ -4,7 +4,6 @@ import type { UpdateProjectRequest } from "#proto/deputy/account/v1/projects.ts"
 import { appId } from "./app-choice.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import type { HandlerGroup } from "./handler-group.ts";
-import { requireAdmin } from "./member-rights.ts";
 import { projectMessage } from "./messages.ts";
 import { listAppsWithOauthApp } from "./oauth-apps.ts";
 import type { CatalogOf } from "./own-apps.ts";
@@ -50,7 +49,6 @@ export function projectHandlers(
     },
 
     async updateProject(request, call) {
-      requireAdmin(call.caller.token?.actor, "update_project");
       const { projectId } = request;
       const change = changeOf(request);
       if (Object.keys(change).length === 0) return { project: projectMessage(await getProject(db, projectId)) };

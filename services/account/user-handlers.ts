@@ -7,8 +7,12 @@ import type { AccountDatabase } from "./schema.ts";
 
 export function userHandlers({ db }: { db: AccountDatabase }): HandlerGroup<"listUsers"> {
   return {
-    async listUsers(request) {
-      const { rows, nextPageToken, totalSize } = await listUsers(db, request, requestedPage(request));
+    async listUsers(request, call) {
+      const { rows, nextPageToken, totalSize } = await listUsers(
+        db,
+        { ...request, actor: call.caller.token?.actor },
+        requestedPage(request),
+      );
       return { users: rows.map(userMessage), nextPageToken, totalSize };
     },
   };

@@ -75,7 +75,7 @@ export function verifyConnectionHandler(
 
   return {
     async verifyConnection(request, call) {
-      const found = await getConnection(db, request, request.connectionId);
+      const found = await getConnection(db, request, request.connectionId, call.caller.token?.actor);
       if (!isVerifierOf(found, request.verifier)) throw wrongVerifier();
       if (found.state === "AWAITING_VERIFICATION" && found.expireTime.getTime() <= now()) throw tooLate();
       const verified = found.state === "AWAITING_VERIFICATION" ? await verify(found, call) : undefined;

@@ -140,7 +140,7 @@ export async function startAccount(
   };
   return {
     ...{ operator, gateway, proxy, api, vault, vaultClient, db, owner, clock, lines, tokenKeys, tokenKey, database },
-    ...{ signals, startSecond, access: database.runtime, asSuperuser, catalog, now, log },
+    ...{ signals, server, startSecond, access: database.runtime, asSuperuser, catalog, now, log },
   };
 }
 
