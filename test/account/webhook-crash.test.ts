@@ -1,9 +1,10 @@
 // Postings by the queue: at once, again after a failure, and through processes that are killed at any point.
 import { setTimeout as sleep } from "node:timers/promises";
-import { Webhook } from "standardwebhooks";
+
 import { expect, test } from "vitest";
 import { startJobs } from "../../services/account/jobs.ts";
 import { accountProcesses } from "../support/account-process.ts";
+import { Webhook } from "../support/standard-webhooks.ts";
 import { until } from "../vault/vault-fixture.ts";
 import { accountOf, idOf, numberOf, webhookFixture } from "./webhook-fixture.ts";
 

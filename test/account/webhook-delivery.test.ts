@@ -1,6 +1,6 @@
 // Events on their way to a receiver: signed, in order for each account, kept through failures. The receiver is a true https
 // server and verifies with the package that receivers use.
-import { Webhook } from "standardwebhooks";
+
 import { expect, test } from "vitest";
 import { EventDeliveryState } from "#proto/deputy/account/v1/events.ts";
 import { deliverEvents } from "../../services/account/deliver-events.ts";
@@ -8,6 +8,7 @@ import { insertEvents, type NewEvent } from "../../services/account/events.ts";
 import { readRetryAfter, retryTime } from "../../services/account/posting-times.ts";
 import { expireDeliveries } from "../../services/account/webhook-deliveries.ts";
 import { findWebhook, keyOf } from "../../services/account/webhook-endpoints.ts";
+import { Webhook } from "../support/standard-webhooks.ts";
 import { call, development, newConnectToken, newKeyAccount, newProject } from "./harness.ts";
 import { accountOf, idOf, numberOf, webhookFixture } from "./webhook-fixture.ts";
 

@@ -1,9 +1,10 @@
 // Webhook keys over the true service: made and shown once, sealed, good for what receivers verify with, replaced without a gap.
-import { Webhook } from "standardwebhooks";
+
 import { expect, test } from "vitest";
 import type { StatusError } from "#libs/errors.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import { dumpDatabase } from "../support/postgres.ts";
+import { Webhook } from "../support/standard-webhooks.ts";
 import { soon, vaultFixture } from "./vault-fixture.ts";
 
 const vault = await vaultFixture();
