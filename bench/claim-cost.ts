@@ -130,8 +130,9 @@ async function planOf(stand: LoopStand, database: string, prefix: string): Promi
     await connection.query(`prepare claim as ${statement.sql}`);
     const slugs = rooms(prefix).map(({ appSlug }) => appSlug);
     const counts = rooms(prefix).map(({ room }) => room);
+    const projects = slugs.map(() => '""');
     // In the order of the statement's parameters.
-    const values = `'{${slugs}}', '{${counts}}', 30, ${batch}, 60`;
+    const values = `'{${slugs}}', '{${counts}}', '{${projects}}', 30, ${batch}, 60`;
     let plan: PlanNode | undefined;
     for (let run = 0; run < settledAfter; run += 1) {
       await connection.query("begin");

@@ -1,14 +1,13 @@
 // The processes of bench/proxy.ts: each is told what to do by its arguments and speaks over Node's own channel. Servers run on
 // one core and what loads them on the other, where the system can pin them, so that they do not take each other's time.
 import { type ChildProcess, execFile, fork, spawn } from "node:child_process";
-import { once } from "node:events";
 import { existsSync, openSync } from "node:fs";
 import { mkdir, writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
+import { freePort } from "../dev/ports.ts";
 
 /** A process that is ready. */
 export interface BenchProcess {
@@ -125,13 +124,4 @@ export async function startExpressAxios(directory: string, upstreamPort: number)
     return `${wanted.join(" and ")} could not be installed`;
   }
   return startBenchProcess("express-axios.ts", "server", [packages, directory, String(upstreamPort)]);
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  await once(server, "close");
-  return typeof address === "object" && address !== null ? address.port : 0;
 }

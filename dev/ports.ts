@@ -1,4 +1,5 @@
 // The ports of the local stack: fixed by default, so that what one copies from a terminal works tomorrow.
+import { randomInt } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:net";
 
@@ -28,19 +29,38 @@ export async function requireFree(ports: Ports): Promise<void> {
   }
 }
 
-/** Ports that were free a moment ago, for tests. */
+/** Ports for a stack of a test or a bench. */
 export async function freePorts(): Promise<Ports> {
-  const names = Object.keys(listeners) as (keyof Ports)[];
-  const ports = await Promise.all(names.map(() => listenOnce(0)));
-  return Object.fromEntries(names.map((name, index) => [name, ports[index]])) as Ports;
+  const ports: [string, number][] = [];
+  for (const name of Object.keys(listeners)) ports.push([name, await freePort()]);
+  return Object.fromEntries(ports) as Ports;
 }
 
-async function listenOnce(port: number): Promise<number> {
+// Linux gives the ports from 32768 on to outgoing connections and to listeners that ask for any.
+const [firstPort, portsPerWorker, workers] = [12_000, 2_000, 10];
+const ownPorts = firstPort + (Number(process.env.VITEST_POOL_ID ?? 0) % workers) * portsPerWorker;
+let given = randomInt(portsPerWorker);
+
+/**
+ * A port that nothing listens at. It is below those that the system gives away itself, and each worker of a test run has a
+ * range of its own: a port that is free now is still free when its listener starts, or starts again.
+ */
+export async function freePort(): Promise<number> {
+  for (let tried = 0; tried < portsPerWorker; tried++) {
+    const port = ownPorts + (given++ % portsPerWorker);
+    const isFree = await listenOnce(port).then(
+      () => true,
+      () => false,
+    );
+    if (isFree) return port;
+  }
+  throw new Error(`No port from ${ownPorts} to ${ownPorts + portsPerWorker - 1} is free.`);
+}
+
+async function listenOnce(port: number): Promise<void> {
   const server = createServer();
   server.listen(port, "127.0.0.1");
   await once(server, "listening");
-  const address = server.address();
   server.close();
   await once(server, "close");
-  return typeof address === "object" && address !== null ? address.port : port;
 }

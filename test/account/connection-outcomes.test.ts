@@ -39,7 +39,7 @@ async function start(externalUserId: string, { more = {}, asked = {} } = {}) {
 const complete = (state: string, more = {}) =>
   gateway.completeConnection({ state, code: "the-code", browserBinding: binding, ...more }, call());
 const eventsOf = (externalUserId: string) =>
-  db.selectFrom("events").selectAll().where("externalUserId", "=", externalUserId).orderBy("createTime").execute();
+  db.selectFrom("events").selectAll().where("externalUserId", "=", externalUserId).orderBy("sequence").execute();
 const auditOf = (resourceId: string) =>
   db.selectFrom("auditEntries").selectAll().where("resourceId", "=", resourceId).orderBy("createTime").execute();
 const sweep = (aheadMs: number) => sweepConnecting({ db, vault: vaultClient }, new Date(Date.now() + aheadMs));
@@ -100,7 +100,7 @@ test("audits tokens and accounts made by the project, without a secret", async (
   const byUser = (await create("audited", token)).account?.id ?? "";
   expect(await auditOf(made)).toMatchObject([{ action: "CreateAccount", actor: acme.clientId }]);
   expect(await auditOf(byUser)).toMatchObject([{ action: "CreateAccount", actor: "user:audited" }]);
-  const rows = await db.selectFrom("auditEntries").selectAll().execute();
+  const rows = await db.selectFrom("auditEntries").selectAll().orderBy("createTime").execute();
   const { actor } =
     rows.find(({ action, after }) => action === "CreateConnectToken" && JSON.stringify(after).includes("audited")) ??
     {};

@@ -84,13 +84,23 @@ test("revokes and erases a user, and leaves tombstones, receipts and a pseudonym
   for (const tombstone of accounts) {
     expect(tombstone).toMatchObject({ externalUserId: erased.pseudonym, name: "", authorizedScopes: [] });
   }
-  const entries = await db.selectFrom("auditEntries").selectAll().where("projectId", "=", projectId).execute();
+  const entries = await db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .orderBy("createTime")
+    .execute();
   const actionsOn = (id: string) => entries.filter(({ resourceId }) => resourceId === id).map(({ action }) => action);
   expect(actionsOn(erased.pseudonym)).toEqual(["DeleteUser"]);
   expect(actionsOn(named.id).sort()).toEqual(["CreateAccount", "DeleteUser", "UpdateAccount"]);
   const byUser = entries.find(({ resourceId, action }) => resourceId === gone.id && action === "DeleteAccount");
   expect(byUser?.actor).toBe(`user:${erased.pseudonym}`);
-  const events = await db.selectFrom("events").selectAll().where("projectId", "=", projectId).execute();
+  const events = await db
+    .selectFrom("events")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .orderBy("sequence")
+    .execute();
   const revoked = events.filter(({ type }) => type === "account.revoked");
   expect(revoked.map(({ accountId }) => accountId).sort()).toEqual([connected, named.id, gone.id].sort());
   expect(revoked[0]).toMatchObject({ externalUserId: erased.pseudonym, data: { providerRevocation: "PENDING" } });
@@ -167,7 +177,12 @@ test("takes up after a failure at each step what it has begun", async () => {
   const { receipts } = await remove(token, "wanda");
   expect(receipts.map(({ accountId }) => accountId).sort()).toEqual([connected, named.id, gone.id].sort());
   expect(await mentions(projectId, "wanda")).toEqual([]);
-  const events = await db.selectFrom("events").selectAll().where("projectId", "=", projectId).execute();
+  const events = await db
+    .selectFrom("events")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .orderBy("sequence")
+    .execute();
   expect(events.filter(({ type }) => type === "account.revoked")).toHaveLength(3);
 });
 

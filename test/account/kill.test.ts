@@ -75,8 +75,18 @@ function killAt(
 }
 
 async function toldOf(projectId: string) {
-  const events = await db.selectFrom("events").selectAll().where("projectId", "=", projectId).execute();
-  const entries = await db.selectFrom("auditEntries").selectAll().where("projectId", "=", projectId).execute();
+  const events = await db
+    .selectFrom("events")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .orderBy("sequence")
+    .execute();
+  const entries = await db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .orderBy("createTime")
+    .execute();
   return {
     revoked: events.filter(({ type }) => type === "account.revoked").map(({ accountId }) => accountId),
     audited: entries.map(({ resourceId }) => resourceId).filter((id) => id.startsWith("apn_")),

@@ -293,7 +293,7 @@ test("tells the audit who made, changed and deleted an OAuth app, and no secret"
   expect(again?.after).not.toHaveProperty("clientSecret");
   expect(deleted).toMatchObject({ action: "DeleteOauthApp", before: { ...app, name: "Newer" }, after: null });
   const kept = [
-    await db.selectFrom("auditEntries").selectAll().execute(),
+    await db.selectFrom("auditEntries").selectAll().orderBy("createTime").execute(),
     await db.selectFrom("oauthApps").selectAll().execute(),
     account.lines,
   ];

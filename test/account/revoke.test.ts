@@ -215,8 +215,18 @@ test("tells each revocation once, in the audit and as an event, by whichever cal
   const acme = await newProject(account);
   const ids = await insertAccounts(account, acme.projectId, 450);
   const told = async () => {
-    const events = await db.selectFrom("events").selectAll().where("projectId", "=", acme.projectId).execute();
-    const entries = await db.selectFrom("auditEntries").selectAll().where("projectId", "=", acme.projectId).execute();
+    const events = await db
+      .selectFrom("events")
+      .selectAll()
+      .where("projectId", "=", acme.projectId)
+      .orderBy("sequence")
+      .execute();
+    const entries = await db
+      .selectFrom("auditEntries")
+      .selectAll()
+      .where("projectId", "=", acme.projectId)
+      .orderBy("createTime")
+      .execute();
     const revoked = events.filter(({ type }) => type === "account.revoked");
     const actions = entries.filter(({ action }) => ["RevokeAllAccounts", "DeleteAccount"].includes(action));
     return { revoked, actions };

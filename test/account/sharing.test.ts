@@ -28,7 +28,13 @@ const denied = (operation: string) => ({
   metadata: { operation },
 });
 const auditOf = (projectId: string, action: string) =>
-  db.selectFrom("auditEntries").selectAll().where("projectId", "=", projectId).where("action", "=", action).execute();
+  db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("projectId", "=", projectId)
+    .where("action", "=", action)
+    .orderBy("createTime")
+    .execute();
 
 /** A project in which mia has connected an account. */
 async function startWorkspace() {

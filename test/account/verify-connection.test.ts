@@ -202,6 +202,11 @@ test("connects nothing when the OAuth app was deleted meanwhile, and has the cre
   expect(rows).toEqual([]);
   const reserved = db.selectFrom("accountReservations").select("accountId").where("projectId", "=", project.projectId);
   expect(await reserved.execute()).toEqual([]);
-  const events = await db.selectFrom("events").selectAll().where("projectId", "=", project.projectId).execute();
+  const events = await db
+    .selectFrom("events")
+    .selectAll()
+    .where("projectId", "=", project.projectId)
+    .orderBy("sequence")
+    .execute();
   expect(events).toMatchObject([{ type: "connection.failed", externalUserId: "orphan", data: { error: message } }]);
 });

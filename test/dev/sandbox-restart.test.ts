@@ -6,6 +6,7 @@ import { request as requestHttps } from "node:https";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { ensureCertificates } from "../../dev/certificates.ts";
+import { freePort } from "../../dev/ports.ts";
 import { answerConsent } from "../../dev/sandbox-consent.ts";
 import {
   authorizationUrl,
@@ -27,7 +28,8 @@ import {
 test("grants, tokens, reuse detection and signing keys survive a restart in a file for the owner alone", async () => {
   const directory = newDirectory();
   const storeFile = join(directory, "state", "sandbox.json");
-  const before = await startSandbox({ storeFile });
+  const port = await freePort();
+  const before = await startSandbox({ storeFile, port });
   const first = await connect(before);
   const second = await refreshWell(before, first.refresh_token);
   const jwks = await (await fetch(`${before.url}/jwks`)).json();
@@ -41,7 +43,7 @@ test("grants, tokens, reuse detection and signing keys survive a restart in a fi
   expect(statSync(storeFile).mode & 0o777).toBe(0o600);
   expect(readdirSync(join(directory, "state"))).toEqual(["sandbox.json"]);
 
-  const after = await startSandbox({ storeFile, port: Number(new URL(before.url).port) });
+  const after = await startSandbox({ storeFile, port });
   expect(await (await fetch(`${after.url}/jwks`)).json()).toEqual(jwks);
   expect((await call(after, "/me", second.access_token)).status).toBe(200);
   const third = await refreshWell(after, second.refresh_token);

@@ -1,8 +1,8 @@
 // A true Redis of the test's own, on loopback, without anything on disk.
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { createServer } from "node:net";
 import { createInterface } from "node:readline";
+import { freePort } from "../../dev/ports.ts";
 
 /** Why there is none on this machine; undefined when there is one. CI installs it, and there a missing one is a fault. */
 export function redisMissing(): string | undefined {
@@ -31,12 +31,4 @@ async function stop(server: ChildProcess): Promise<void> {
   if (server.exitCode !== null || server.signalCode !== null) return;
   server.kill("SIGKILL");
   await once(server, "exit");
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  return typeof address === "object" && address !== null ? address.port : 0;
 }

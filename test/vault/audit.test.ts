@@ -66,7 +66,12 @@ test("has one for stored keys, refused refreshes, OAuth clients and rotations, a
   expect(await actionsOf("oa_audited")).toEqual(["oauth_client.put", "oauth_client.destroyed"]);
 
   await operator.rotateKeys({}, soon());
-  const rotated = await db.selectFrom("auditEntries").selectAll().where("action", "=", "keys.rotated").execute();
+  const rotated = await db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("action", "=", "keys.rotated")
+    .orderBy("id")
+    .execute();
   expect(rotated).toMatchObject([{ service: "operator", reason: expect.stringMatching(/^kek_/) }]);
 });
 

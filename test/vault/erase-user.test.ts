@@ -39,9 +39,15 @@ test("puts the pseudonym everywhere but in the audit, and the tombstone still ha
   expect(authorizations).toMatchObject([{ externalUserId: pseudonym, identityName: "", state: "SUCCEEDED" }]);
   const [after] = await destroy(accountId);
   expect(after).toMatchObject({ accountId, destroyTime: before?.destroyTime, externalUserId: pseudonym });
-  const entries = await db.selectFrom("auditEntries").selectAll().where("accountId", "=", accountId).execute();
+  const entries = await db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("accountId", "=", accountId)
+    .orderBy("id")
+    .execute();
   expect(entries.find(({ action }) => action === "credential.destroyed")?.externalUserId).toBe(whose.externalUserId);
-  const erasures = () => db.selectFrom("auditEntries").selectAll().where("action", "=", "user.erased").execute();
+  const erasures = () =>
+    db.selectFrom("auditEntries").selectAll().where("action", "=", "user.erased").orderBy("id").execute();
   expect(await erasures()).toMatchObject([{ externalUserId: pseudonym, service: "account", projectId: "proj_1" }]);
   await erase();
   expect(await erasures()).toHaveLength(1);

@@ -185,7 +185,12 @@ test("strict: a request of a process that is gone counts as sent, and the old to
   await makeDue(accountId);
   await until(async () => (await rowOf(accountId)).state === "UNKNOWN");
   expect(vault.tokenRequests()).toBe(sent);
-  const entries = await db.selectFrom("auditEntries").selectAll().where("accountId", "=", accountId).execute();
+  const entries = await db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("accountId", "=", accountId)
+    .orderBy("id")
+    .execute();
   expect(entries.at(-1)).toMatchObject({ action: "credential.refresh_failed", reason: "ANSWER_LOST" });
   expect((await lease(accountId)).lease).toMatchObject({ generation: 1n });
   await endTokenIn(accountId, 50);

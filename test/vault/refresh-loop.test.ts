@@ -139,7 +139,12 @@ test("leaves a row alone that cannot be opened, after five faults, and works on 
     },
   );
   expect(credentialsByReason).toMatchObject({ QUARANTINED: 1n });
-  const entries = await db.selectFrom("auditEntries").selectAll().where("accountId", "=", poisoned).execute();
+  const entries = await db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("accountId", "=", poisoned)
+    .orderBy("id")
+    .execute();
   expect(entries.filter(({ reason }) => reason === "QUARANTINED")).toMatchObject([
     { action: "credential.refresh_failed", service: "vault", projectId: "proj_1" },
   ]);

@@ -55,7 +55,12 @@ test("defers the first of two, keeping nothing, and both are done when the last 
   await until(async () => (await stateOf(last)) === DONE);
   expect(calls()).toBe(before + 2);
   expect(await stateOf(first)).toBe(DONE);
-  const entries = await vault.db.selectFrom("auditEntries").selectAll().where("accountId", "=", first).execute();
+  const entries = await vault.db
+    .selectFrom("auditEntries")
+    .selectAll()
+    .where("accountId", "=", first)
+    .orderBy("id")
+    .execute();
   expect(entries.map(({ action }) => action).slice(-3)).toEqual([
     "credential.destroyed",
     "credential.revocation_deferred",
