@@ -5,6 +5,7 @@
 import { chmod, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { openConnection } from "#libs/database.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
@@ -51,13 +52,24 @@ async function measure({ connection, state, postgres, settings }: Stack) {
   });
   const tls = { ca: readSecret(connection.ca_file), trustDomain: settings.account.DEPUTY_TRUST_DOMAIN ?? "" };
   const account = createClient(AccountServiceDefinition, { address: connection.grpc.account, tls, service: "account" });
-  const access = { url: atDatabase(postgres.url, "deputy_account"), password: postgres.password };
-  const db = await openConnection({ ...access, applicationName: "bench", statementTimeoutMs: 60_000 });
-  ends.push(vault.close, account.close, () => db.end());
+  const open = async (database: string) => {
+    const access = { url: atDatabase(postgres.url, database), password: postgres.password };
+    const connection = await openConnection({ ...access, applicationName: "bench", statementTimeoutMs: 60_000 });
+    ends.push(() => connection.end());
+    return connection;
+  };
+  const [db, vaultDb] = [await open("deputy_account"), await open("deputy_vault")];
+  ends.push(vault.close, account.close);
   const value = { clientId: connection.client_id, clientSecret: connection.client_secret };
   const grant = { $case: "clientCredentials", value } as const;
   const { accessToken: token } = await account.issueAccessToken({ grant }, within(10_000));
-  const client = { projectId, oauthAppId, appSlug: "sandbox", clientId: "deputy", clientSecrets: ["any"] };
+  const client = {
+    projectId,
+    oauthAppId,
+    appSlug: "sandbox",
+    clientId: "deputy",
+    clientSecrets: [readSecret(state.passwordFiles["sandbox-client"])],
+  };
   await vault.putOauthClient(client, within(10_000));
 
   const all = new Set<string>();
@@ -67,10 +79,16 @@ async function measure({ connection, state, postgres, settings }: Stack) {
   for (const id of ids) await storeAccounts(id, accountsPerUser);
   // The first call finds nothing compiled and no plan made.
   await storeAccounts("warm-up", accountsPerUser);
-  for (const id of ["warm-up", ...ids]) userMs.push(await revoke({ $case: "externalUserId", value: id }));
+  await analyze();
+  console.log("revoking one user after the other");
+  for (const id of ["warm-up", ...ids]) {
+    userMs.push(await revoke({ $case: "externalUserId", value: id }));
+    await providersTold();
+  }
   userMs.shift();
   console.log(`storing ${accountsOfEnvironment} accounts of one environment`);
   await storeAccounts("environment", accountsOfEnvironment);
+  await analyze();
   const environmentMs = await revoke({ $case: "wholeEnvironment", value: true });
   return {
     accounts: (users + 1) * accountsPerUser + accountsOfEnvironment,
@@ -115,6 +133,20 @@ async function measure({ connection, state, postgres, settings }: Stack) {
        select $1, id, 1, $2, 'sandbox', $3, '', 'ACTIVE', 'HEALTHY', '', '{}', now(), now() from unnest($4::text[]) as id`,
       [projectId, externalUserId, oauthAppId, names],
     );
+  }
+
+  /** A user's end is an event of its own: what goes on behind one call is not measured with the next. */
+  async function providersTold(): Promise<void> {
+    for (let pending = "1"; pending !== "0"; await sleep(100)) {
+      const [row] = await vaultDb.query<{ count: bigint }>("select count(*) from revocations where state = 'PENDING'");
+      pending = String(row?.count);
+    }
+  }
+
+  /** As the autovacuum would, in its time: without, Postgres takes a table that was just filled for an empty one. */
+  async function analyze(): Promise<void> {
+    await db.query("vacuum (analyze) accounts");
+    await vaultDb.query("vacuum (analyze) credentials");
   }
 }
 

@@ -3,6 +3,7 @@
 // one: `before` and `after` are what callers may see of the resource.
 import type { Selectable } from "kysely";
 import { newId } from "#libs/ids.ts";
+import { insertRows } from "#libs/insert-rows.ts";
 import type { Call } from "#libs/rpc.ts";
 import { isBefore, type Page, type PageOf, pageOf } from "./pages.ts";
 import type { AccountDatabase, AuditEntryRow, Told } from "./schema.ts";
@@ -29,10 +30,9 @@ export async function insertAuditEntries(
   const [actor, { requestId }] = [actorOf(call), call];
   const rows = entries.map(({ before, after, ...entry }) => ({
     ...{ ...entry, id: newId("aud"), createTime: time, actor, requestId },
-    before: before === undefined ? null : JSON.stringify(before),
-    after: after === undefined ? null : JSON.stringify(after),
+    ...{ before: before ?? null, after: after ?? null },
   }));
-  await db.insertInto("auditEntries").values(rows).execute();
+  await insertRows(db, "auditEntries", rows);
 }
 
 /** Which entries; what is empty or not given lets all through. */

@@ -2,6 +2,7 @@
 // of the change that it tells. It holds no secret.
 import { type Selectable, sql } from "kysely";
 import { newId } from "#libs/ids.ts";
+import { insertRows } from "#libs/insert-rows.ts";
 import { isBefore, type Page, type PageOf, pageOf } from "./pages.ts";
 import type { AccountDatabase, EventRow } from "./schema.ts";
 import { insertConnectionDeliveries, insertDeliveries } from "./webhook-deliveries.ts";
@@ -28,8 +29,7 @@ export type NewEvent = Pick<EventRow, "projectId" | "environment" | "externalUse
 export async function insertEvents(db: AccountDatabase, time: Date, ...events: readonly NewEvent[]): Promise<void> {
   if (events.length === 0) return;
   const named = events.map((event) => ({ ...event, id: newId("evt"), createTime: time }));
-  const rows = named.map(({ data, ...event }) => ({ ...event, data: JSON.stringify(data) }));
-  await db.insertInto("events").values(rows).execute();
+  await insertRows(db, "events", named);
   await insertDeliveries(db, named, time);
   await insertConnectionDeliveries(db, named, time);
 }

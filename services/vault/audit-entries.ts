@@ -4,6 +4,7 @@
 // which is the caller's own words, 500 characters at most.
 import { type Compilable, type OperationNodeSource, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
+import { insertRows } from "#libs/insert-rows.ts";
 import type { Call } from "#libs/rpc.ts";
 import type { Purpose } from "./envelope.ts";
 import type { VaultDatabase } from "./schema.ts";
@@ -82,13 +83,9 @@ export function accountOf(row: Required<AuditedAccount>): Required<AuditedAccoun
 /** Writes entries. UNAVAILABLE `AUDIT_UNAVAILABLE` when they cannot be written: the change that they tell is not made. */
 export async function insertAuditEntries(db: VaultDatabase, ...entries: readonly NewAuditEntry[]): Promise<void> {
   if (entries.length === 0) return;
-  await db
-    .insertInto("auditEntries")
-    .values(entries.map(columnsOf))
-    .execute()
-    .catch((error: unknown) => {
-      throw auditUnavailable(error);
-    });
+  await insertRows(db, "auditEntries", entries.map(columnsOf)).catch((error: unknown) => {
+    throw auditUnavailable(error);
+  });
 }
 
 /** A change that is to be made with its entries: it returns `auditedAccount` of each row that it changes. */

@@ -7,6 +7,7 @@ import type { SigningKey } from "#libs/signing-key.ts";
 import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credential_vault.ts";
 import type { StoreCredentialRequest } from "#proto/deputy/vault/v1/credentials.ts";
 import { actorOf } from "./audit-entries.ts";
+import type { CallersFirst } from "./callers-first.ts";
 import { listCredentialChanges } from "./credential-changes.ts";
 import { changeMessage, credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
@@ -35,6 +36,7 @@ export interface CredentialHandlerOptions {
   readonly signals: LeaseSignals;
   readonly signingKey: SigningKey;
   readonly tryKeys: TryKeys;
+  readonly callersFirst: CallersFirst;
 }
 
 const changesPerPage = 500;
@@ -52,7 +54,7 @@ type CredentialHandlers = Pick<
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
-  const { db, secrets, catalog, refresher, signingKey, tryKeys } = options;
+  const { db, secrets, catalog, refresher, signingKey, tryKeys, callersFirst } = options;
   return {
     async storeCredential(request, call) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
@@ -107,7 +109,8 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
 
     async destroyCredentials({ projectId, accountIds, revokeSharedGrant, ...request }, call) {
       const filter = { projectId, accountIds, environment: environmentName(request.environment) };
-      const destroyed = await destroyCredentials(options, { ...filter, revokeSharedGrant, actor: actorOf(call) });
+      const wanted = { ...filter, revokeSharedGrant, actor: actorOf(call) };
+      const destroyed = await callersFirst.serve(() => destroyCredentials(options, wanted));
       const now = await readClock(db);
       const sign = async (one: DestroyedCredential) => receiptMessage(one, await signReceipt(signingKey, one, now));
       return { receipts: await Promise.all(destroyed.map(sign)) };

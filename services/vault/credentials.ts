@@ -1,6 +1,6 @@
 // The table of credentials: one row for each account, and the statements that change it. A change of the secret is fenced by
 // the generation that it was computed from and by the state, never by who holds a lock.
-import { type Selectable, sql } from "kysely";
+import { type RawBuilder, type Selectable, sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
 import { type Actor, accountOf, insertAuditEntries } from "./audit-entries.ts";
 import type { CredentialsTable, EnvironmentName, VaultDatabase } from "./schema.ts";
@@ -67,20 +67,34 @@ export async function lockCredential(db: VaultDatabase, key: CredentialKey): Pro
 
 /** Reads the credentials of several accounts. */
 export async function listCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly CredentialRow[]> {
-  return ofAccounts(db, filter).execute();
+  return withReadTime(db).where(isAmong(filter)).orderBy("accountId").execute();
 }
 
-/** Reads them and holds the rows, in the order of their accounts, until the transaction ends. */
-export async function lockCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly CredentialRow[]> {
-  return ofAccounts(db, filter).forUpdate().execute();
+/** Holds the rows, in the order of their accounts, until the transaction ends; gives what tells whether one has changed. */
+export async function lockCredentials(
+  db: VaultDatabase,
+  filter: DestroyFilter,
+): Promise<readonly Pick<CredentialRow, "accountId" | "generation" | "state">[]> {
+  const rows = db.selectFrom("credentials").select(["accountId", "generation", "state"]);
+  return rows.where(isAmong(filter)).orderBy("accountId").forUpdate().execute();
 }
 
-function ofAccounts(db: VaultDatabase, { projectId, environment, accountIds }: DestroyFilter) {
-  return withReadTime(db)
-    .where("projectId", "=", projectId)
-    .where("environment", "=", environment)
-    .where("accountId", "=", sql<string>`any(${accountIds})`)
-    .orderBy("accountId");
+/** What is told of destroyed credentials. */
+export async function listDestroyed(db: VaultDatabase, filter: DestroyFilter): Promise<readonly DestroyedRow[]> {
+  const rows = db.selectFrom("credentials").select(destroyedColumns);
+  return rows.where(isAmong(filter)).orderBy("accountId").execute();
+}
+
+const destroyedColumns = [
+  ...(["projectId", "environment", "externalUserId", "accountId", "appSlug"] as const),
+  ...(["generation", "destroyedKinds", "revokeTime"] as const),
+] as const;
+
+/** Of a row, what is told when it is destroyed. */
+export type DestroyedRow = Pick<CredentialRow, (typeof destroyedColumns)[number]>;
+
+function isAmong({ projectId, environment, accountIds }: DestroyFilter): RawBuilder<boolean> {
+  return sql`project_id = ${projectId} and environment = ${environment} and account_id = any(${accountIds})`;
 }
 
 /** Accounts of one environment. */

@@ -10,9 +10,11 @@ import {
   type CredentialMaterial,
   type CredentialRow,
   credentialOwner,
+  type DestroyedRow,
   type DestroyFilter,
   type Destruction,
   listCredentials,
+  listDestroyed,
   lockCredentials,
   revokeCredentials,
 } from "./credentials.ts";
@@ -44,7 +46,7 @@ export interface DestroyRequest extends DestroyFilter {
 
 /** What was destroyed, and what the provider knows of it. */
 export interface DestroyedCredential {
-  readonly row: CredentialRow;
+  readonly row: DestroyedRow;
   readonly providerRevocation: "NOT_APPLICABLE" | RevocationsTable["state"];
 }
 
@@ -68,8 +70,7 @@ export async function destroyCredentials(
   for (let round = 0; round < freeRounds && !isDone; round += 1) isDone = await destroyAsRead(options, request);
   if (!isDone) await destroyHeld(options, request);
   await deferRevocations(options.db, options.catalog, request);
-  const destroyed = await describe(options.db, request);
-  await untilLeasesEnd(options, request);
+  const [destroyed] = await Promise.all([describe(options.db, request), untilLeasesEnd(options, request)]);
   return destroyed;
 }
 
@@ -93,13 +94,14 @@ async function destroyAsRead(options: DestroyOptions, request: DestroyRequest): 
 /** The last resort under a storm of refreshes: their storing waits, for as long as keys may have to be asked for. */
 async function destroyHeld(options: DestroyOptions, request: DestroyRequest): Promise<void> {
   await options.db.transaction().execute(async (transaction) => {
-    const rows = await holdCredentials(transaction, request);
+    await holdCredentials(transaction, request);
+    const rows = unrevoked(await listCredentials(transaction, request));
     await revokeAll(transaction, request, await prepareAll({ ...options, db: transaction }, request, rows));
   });
 }
 
 /** Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's. */
-async function holdCredentials(transaction: VaultDatabase, filter: DestroyFilter): Promise<readonly CredentialRow[]> {
+async function holdCredentials(transaction: VaultDatabase, filter: DestroyFilter) {
   await failAuthorizationsOf(transaction, filter);
   return unrevoked(await lockCredentials(transaction, filter));
 }
@@ -118,13 +120,13 @@ async function revokeAll(
   await insertInvalidations(transaction, { projectId, accountIds }, "REVOKED");
 }
 
-function unrevoked(rows: readonly CredentialRow[]): readonly CredentialRow[] {
+function unrevoked<Row extends Pick<CredentialRow, "state">>(rows: readonly Row[]): readonly Row[] {
   return rows.filter(({ state }) => state !== "REVOKED");
 }
 
 function ofRows(
   prepared: readonly PreparedDestruction[],
-  rows: readonly CredentialRow[],
+  rows: readonly Pick<CredentialRow, "accountId">[],
 ): readonly PreparedDestruction[] {
   const accountIds = new Set(rows.map(({ accountId }) => accountId));
   return prepared.filter(({ row }) => accountIds.has(row.accountId));
@@ -187,7 +189,7 @@ async function readable<Value>(opening: Promise<Value>): Promise<Value | undefin
 }
 
 async function describe(db: VaultDatabase, filter: DestroyFilter): Promise<readonly DestroyedCredential[]> {
-  const rows = await listCredentials(db, filter);
+  const rows = await listDestroyed(db, filter);
   const states = await listRevocationStates(db, filter.projectId, filter.accountIds);
   return rows.map((row) => ({ row, providerRevocation: states.get(row.accountId) ?? "NOT_APPLICABLE" }));
 }

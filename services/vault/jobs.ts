@@ -5,6 +5,7 @@ import { sql } from "kysely";
 import { openPool, type PoolOptions } from "#libs/database.ts";
 import { stopQueue } from "#libs/stop-queue.ts";
 import { sweepAuthorizations } from "./authorizations.ts";
+import type { CallersFirst } from "./callers-first.ts";
 import { pruneInvalidations } from "./lease-invalidations.ts";
 import { pruneWatchers } from "./lease-watchers.ts";
 import { type RevocationJobOptions, RevocationRetry, revoke } from "./revocation-job.ts";
@@ -26,7 +27,7 @@ export const sweepTask = "sweep";
 
 /** Starts the jobs. `stop` lets those at work end. A queue that breaks for good ends the process: nothing would be revoked. */
 export async function startJobs(
-  options: RevocationJobOptions,
+  options: RevocationJobOptions & { readonly callersFirst: CallersFirst },
   database: Omit<PoolOptions, "maxConnections">,
 ): Promise<{ stop(): Promise<void> }> {
   const pool = openPool({ ...database, maxConnections: concurrency + 2 });
@@ -42,6 +43,7 @@ export async function startJobs(
     taskList: {
       [revokeTask]: async (payload, { job }) => {
         const { projectId, id } = payload as { projectId: string; id: string };
+        await options.callersFirst.standBack();
         try {
           await revoke(options, { projectId, id }, job.attempts >= job.max_attempts);
         } catch (error) {

@@ -1,6 +1,7 @@
 // The leases that are over, as a numbered list that every vault relays to the proxies that watch at it. The numbers are in the
 // order of the commits, so that one who has read up to a number has missed nothing below it. See lease-watchers.ts.
 import { type Selectable, sql } from "kysely";
+import { insertRows } from "#libs/insert-rows.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { isAwaited, leaseMs } from "./lease-watchers.ts";
 import type { LeaseInvalidationsTable, VaultDatabase } from "./schema.ts";
@@ -28,10 +29,8 @@ export async function insertInvalidations(
 ): Promise<void> {
   if (accountIds.length === 0) return;
   await sql`select pg_advisory_xact_lock(hashtextextended('lease_invalidations', 0))`.execute(transaction);
-  await transaction
-    .insertInto("leaseInvalidations")
-    .values(accountIds.map((accountId) => ({ projectId, accountId, reason })))
-    .execute();
+  const rows = accountIds.map((accountId) => ({ projectId, accountId, reason }));
+  await insertRows(transaction, "leaseInvalidations", rows);
   await sql`select pg_notify('lease_invalidations', '')`.execute(transaction);
 }
 

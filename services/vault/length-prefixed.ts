@@ -1,13 +1,15 @@
 // The canonical encoding of a list of fields as bytes, for what is authenticated, hashed or signed.
 
+const prefixBytes = 4;
+
 /** Each field after its length (u32 big-endian), so that no two lists of fields give the same bytes. */
 export function lengthPrefixed(fields: readonly (string | Buffer)[]): Buffer {
-  return Buffer.concat(
-    fields.flatMap((field) => {
-      const bytes = typeof field === "string" ? Buffer.from(field) : field;
-      const length = Buffer.alloc(4);
-      length.writeUInt32BE(bytes.length);
-      return [length, bytes];
-    }),
-  );
+  const lengths = fields.map((field) => Buffer.byteLength(field));
+  const bytes = Buffer.allocUnsafe(lengths.reduce((sum, length) => sum + prefixBytes + length, 0));
+  let at = 0;
+  for (const [index, field] of fields.entries()) {
+    at = bytes.writeUInt32BE(lengths[index] ?? 0, at);
+    at += typeof field === "string" ? bytes.write(field, at) : field.copy(bytes, at);
+  }
+  return bytes;
 }

@@ -3,6 +3,7 @@
 // The row and its job are written in the transaction that destroys the credential.
 import { type Selectable, sql } from "kysely";
 import { newId } from "#libs/ids.ts";
+import { insertRows } from "#libs/insert-rows.ts";
 import { auditedAccount, changeAudited, insertAuditEntries, vaultItself } from "./audit-entries.ts";
 import type { CredentialRow } from "./credentials.ts";
 import type { OauthClient } from "./oauth-clients.ts";
@@ -73,18 +74,15 @@ export async function prepareRevocation(
 /** Writes records and queues their jobs; call it in the transaction of the change that causes them. */
 export async function insertRevocations(db: VaultDatabase, prepared: readonly PreparedRevocation[]): Promise<void> {
   if (prepared.length === 0) return;
-  const expireTime = sql<Date>`now() + make_interval(days => ${revocationDays})`;
-  const unreadable = {
-    ...wiped,
-    state: "FAILED",
-    lastError: "SECRET_UNREADABLE",
-    completeTime: sql<Date>`now()`,
-  } as const;
+  const unreadable = { ...wiped, state: "FAILED", lastError: "SECRET_UNREADABLE" };
   const rows = prepared.map(({ sealed, ...subject }) => ({
-    ...{ ...subject, expireTime },
-    ...(sealed ? { ...sealed, state: "PENDING" as const, lastError: "", completeTime: null } : unreadable),
+    ...subject,
+    ...(sealed ? { ...sealed, state: "PENDING", lastError: "" } : unreadable),
   }));
-  await db.insertInto("revocations").values(rows).execute();
+  await insertRows(db, "revocations", rows, {
+    expireTime: sql`now() + make_interval(days => ${revocationDays})`,
+    completeTime: sql`case when state = 'FAILED' then now() end`,
+  });
   const given = prepared.filter(({ sealed }) => sealed === undefined);
   const reason = "SECRET_UNREADABLE";
   await insertAuditEntries(

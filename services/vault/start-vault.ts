@@ -14,6 +14,7 @@ import { damageEntry } from "./audit-entries.ts";
 import { authenticator, type TokenKeysClient } from "./authenticate.ts";
 import { createAuthorizer } from "./authorize.ts";
 import { vaultCallers } from "./callers.ts";
+import { callersFirst } from "./callers-first.ts";
 import type { PassPoint } from "./crash-points.ts";
 import { dataKeys } from "./data-keys.ts";
 import { gateOf } from "./gate.ts";
@@ -79,6 +80,7 @@ export async function startVault(options: VaultOptions) {
   if (sealState.isOpen()) await drainSpool(refreshing);
   else sealState.onChange((open) => void (open && drainSpool(refreshing)));
   const authenticate = authenticator(options.account, Date.now);
+  const precedence = callersFirst();
   const server = await startServer({
     definition: CredentialVaultDefinition,
     handlers: vaultService(
@@ -94,6 +96,7 @@ export async function startVault(options: VaultOptions) {
         gate,
         exemptTargets,
         tryKeys: keyTester(providers),
+        callersFirst: precedence,
       },
     ),
     callers: vaultCallers,
@@ -106,7 +109,7 @@ export async function startVault(options: VaultOptions) {
   gate.onChange(server.setServing);
   const jobs = without.includes("revocations")
     ? undefined
-    : await startJobs({ db, secrets, catalog, providers, log }, database);
+    : await startJobs({ db, secrets, catalog, providers, log, callersFirst: precedence }, database);
   const loop = without.includes("refreshes")
     ? undefined
     : startRefreshLoop({

@@ -11,6 +11,7 @@ import { actorOf } from "./audit-entries.ts";
 import type { AuditWriter } from "./audit-writer.ts";
 import { authorizationHandlers } from "./authorization-handlers.ts";
 import type { Authorizer } from "./authorize.ts";
+import type { CallersFirst } from "./callers-first.ts";
 import { credentialHandlers } from "./credential-handlers.ts";
 import { countCredentials, countReasons } from "./credentials.ts";
 import type { Gate } from "./gate.ts";
@@ -49,6 +50,7 @@ export interface Operations {
   readonly signingKey: SigningKey;
   readonly audit: AuditWriter;
   readonly tryKeys: TryKeys;
+  readonly callersFirst: CallersFirst;
   /** Of the tokens that renewals carry. */
   readonly authenticate: Authenticate;
   /** Closed, it keeps every method but the status from being called. */
@@ -59,11 +61,12 @@ export interface Operations {
 
 /** The service over its collaborators. */
 export function vaultService(options: VaultServiceOptions, operations: Operations): VaultHandlers {
-  const { rotation, importFormats, signals, signingKey, audit, gate, exemptTargets, tryKeys } = operations;
+  const { rotation, importFormats, signals, signingKey, audit, gate, exemptTargets } = operations;
+  const { tryKeys, callersFirst } = operations;
   const grants = leaseGrants(() => performance.now());
   const handlers: Omit<VaultHandlers, "getVaultStatus"> = {
     ...appHandlers({ ...options, signals, exemptTargets }),
-    ...credentialHandlers({ ...options, signals, signingKey, tryKeys }),
+    ...credentialHandlers({ ...options, signals, signingKey, tryKeys, callersFirst }),
     ...authorizationHandlers(options),
     ...transferHandlers(options, importFormats),
     ...webhookKeyHandlers(options),

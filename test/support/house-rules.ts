@@ -16,7 +16,7 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   // The gateway writes down the standard health check, which is not in our contract.
   "@bufbuild/protobuf": ["libs/validation.ts", "proto/gen/", "services/gateway/health.ts"],
   pg: ["libs/database.ts"],
-  kysely: ["libs/database.ts", "migrations/", "services/account/", "services/vault/"],
+  kysely: ["libs/database.ts", "libs/insert-rows.ts", "migrations/", "services/account/", "services/vault/"],
   "graphile-worker": ["migrations/", "services/account/", "services/vault/"],
   pino: ["libs/log.ts"],
   undici: ["libs/egress.ts", "libs/egress-exchange.ts", "libs/egress-connector.ts"],

@@ -35,7 +35,8 @@ test("destroys what is refreshed between each of its readings and its destroying
   const [destroyed] = await destroyCredentials(options, { ...request, revokeSharedGrant: false, actor: vaultItself });
   // Three rounds lost to a refresh each; the fourth held the row, and nothing could be stored.
   expect({ opened, isHeld }).toEqual({ opened: 4, isHeld: true });
-  expect(destroyed).toMatchObject({ row: { state: "REVOKED", blob: null, generation: before.generation + 4n } });
+  expect(destroyed).toMatchObject({ row: { accountId, generation: before.generation + 4n } });
+  expect(await vault.rowOf(accountId)).toMatchObject({ state: "REVOKED", blob: null });
   const outbox = await vault.db.selectFrom("revocations").select("id").where("accountId", "=", accountId).execute();
   expect(outbox).toHaveLength(1);
   await expect(vault.lease(accountId)).rejects.toMatchObject({ reason: "ACCOUNT_REVOKED" });

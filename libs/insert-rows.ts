@@ -1,0 +1,42 @@
+// Many rows in one statement whose text is the same for any number of them, so that Postgres prepares it once: the rows are one
+// parameter, as JSON. Listed as values, each number of rows would be another statement, with a parameter for every cell.
+import { type Insertable, type Kysely, type RawBuilder, sql } from "kysely";
+
+/** Cells by column. What goes into a JSON column is given as it is, not as text. */
+type Cells<Row> = { readonly [Column in keyof Insertable<Row>]?: unknown };
+
+/** Inserts rows that all have the same columns; `computed` are the columns that Postgres computes, the same for each row. */
+export async function insertRows<Tables, Table extends keyof Tables & string>(
+  db: Kysely<Tables>,
+  table: Table,
+  rows: readonly Cells<Tables[Table]>[],
+  computed: { readonly [Column in keyof Insertable<Tables[Table]>]?: RawBuilder<unknown> } = {},
+): Promise<void> {
+  const [first] = rows;
+  if (first === undefined) return;
+  const names = Object.keys(first).map((column) => [column, columnName(column)] as const);
+  const given = names.map(([column]) => sql.ref(column));
+  const more = Object.entries(computed) as [string, RawBuilder<unknown>][];
+  const columns = [...given, ...more.map(([column]) => sql.ref(column))];
+  const values = [...given, ...more.map(([, value]) => value)];
+  await sql`
+    insert into ${sql.table(table)} (${sql.join(columns)})
+    select ${sql.join(values)} from json_populate_recordset(null::${sql.table(table)}, ${JSON.stringify(rows.map(record(names)))})`.execute(
+    db,
+  );
+}
+
+function record(names: readonly (readonly [string, string])[]) {
+  return (row: Readonly<Record<string, unknown>>) =>
+    Object.fromEntries(names.map(([column, name]) => [name, cell(row[column])]));
+}
+
+/** As the plugin of the database names columns. */
+function columnName(property: string): string {
+  return property.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+}
+
+function cell(value: unknown): unknown {
+  if (typeof value === "bigint") return String(value);
+  return value instanceof Uint8Array ? `\\x${Buffer.from(value).toString("hex")}` : value;
+}
