@@ -76,6 +76,28 @@ describe("a request", () => {
     expect(upstream.connections() - before).toBe(2);
   });
 
+  it("lets what is under way end though its client's time is over, and breaks it off at the end", async () => {
+    const egress = open({ connectionLifetimeMs: 100 });
+    const gate = Promise.withResolvers<void>();
+    upstream.answerWith(async (socket) => {
+      await gate.promise;
+      socket.write("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    });
+    const slow = egress.send(get({ totalTimeoutMs: 5_000 }));
+    await sleep(200);
+    const second = egress.send(get());
+    gate.resolve();
+    expect([(await slow).status, (await second).status]).toEqual([200, 200]);
+    upstream.answerWith(() => undefined);
+    const failures = [failure(egress.send(get({ totalTimeoutMs: 5_000 })))];
+    await sleep(200);
+    failures.push(failure(egress.send(get())));
+    await sleep(50);
+    await egress.close();
+    expect((await Promise.all(failures)).map(({ kind }) => kind)).toEqual(["aborted", "aborted"]);
+    expect((await failure(egress.send(get()))).kind).toBe("aborted");
+  });
+
   it("ignores proxies that the environment names", async () => {
     process.env.HTTPS_PROXY = process.env.https_proxy = "http://127.0.0.1:1";
     try {
