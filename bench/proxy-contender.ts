@@ -1,5 +1,6 @@
 // One contender of bench/proxy.ts in a process of its own: `bare`, `proxy` or `gateway`. Tells where it listens, and how much
 // processor time it has used when it is asked.
+import { streamingProxyDefinition } from "#libs/chunk-codec.ts";
 import { openEgress } from "#libs/egress.ts";
 import { unimplemented } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
@@ -93,7 +94,7 @@ async function startProxy() {
   const proxyId = newId("prx");
   const holds = leaseHolds<InjectionLease>({ monotonicMs: () => performance.now(), wallMs: Date.now });
   const server = await startServer({
-    definition: ProxyServiceDefinition,
+    definition: streamingProxyDefinition,
     handlers: proxyService({
       account,
       vault,

@@ -7,6 +7,7 @@ import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
+import { serviceFlags } from "../dev/child.ts";
 import { freePort } from "../dev/ports.ts";
 
 /** A process that is ready. */
@@ -26,16 +27,15 @@ const loadCore = "1";
 const expressVersion = "5.3.0";
 const axiosVersion = "1.21.1";
 
-/** Starts a file of bench/ as a process. */
+/** Starts a file of bench/ as a process, with the flags of the services. */
 export async function startBenchProcess(
   file: string,
   role: "server" | "load" | "anywhere",
   parameters: readonly string[],
   logFile?: string,
-  execArgv: readonly string[] = [],
 ): Promise<BenchProcess> {
   const child = fork(join(import.meta.dirname, file), parameters, {
-    execArgv: [...execArgv],
+    execArgv: serviceFlags,
     stdio: ["ignore", logFile === undefined ? "ignore" : openSync(logFile, "w"), "inherit", "ipc"],
   });
   if (role !== "anywhere") await pin(child, role);
@@ -66,7 +66,12 @@ export async function startBenchProcess(
   };
 }
 
-async function pin({ pid }: ChildProcess, role: "server" | "load"): Promise<void> {
+/** Keeps this process to a core, where it is caller or upstream itself. */
+export async function pinThisProcess(role: "server" | "load"): Promise<void> {
+  await pin(process, role);
+}
+
+async function pin({ pid }: Pick<ChildProcess, "pid">, role: "server" | "load"): Promise<void> {
   if (!existsSync("/usr/bin/taskset") || availableParallelism() < 2) return;
   await promisify(execFile)("taskset", ["-a", "-p", "-c", role === "server" ? serverCore : loadCore, String(pid)]);
 }

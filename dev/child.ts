@@ -7,9 +7,13 @@ import { join } from "node:path";
 
 const root = join(import.meta.dirname, "..");
 
-// No prototype tricks, no debugger by signal. Forbidding code from strings as well is not to be had: the health service's
-// protobufjs and fastify's router compile functions at start.
-const flags = ["--disable-proto=delete", "--disable-sigusr1"];
+/**
+ * What Node is told of every service; the image says the same. No prototype tricks, no debugger by signal. Forbidding code from
+ * strings as well is not to be had: the health service's protobufjs and fastify's router compile functions at start. And a
+ * small space for new objects: the bytes of bodies hang on objects in it, and in a large one so many gather before it is
+ * emptied that the whole heap is marked instead, every 10 MB that are passed on, which takes two thirds of the time of all.
+ */
+export const serviceFlags = ["--disable-proto=delete", "--disable-sigusr1", "--max-semi-space-size=4"];
 
 // A service drains for as long as its longest request; in development nobody wants to wait for that.
 const stopMs = 5_000;
@@ -39,7 +43,7 @@ export function startChild({ name, file, settings, logDirectory, cacheDirectory 
   const logFile = join(logDirectory, `${name}.log`);
   const log = openSync(logFile, "a", 0o600);
   const preload = join(root, "dev/follow-parent.ts");
-  const child = spawn(process.execPath, [...flags, "--import", preload, file], {
+  const child = spawn(process.execPath, [...serviceFlags, "--import", preload, file], {
     cwd: root,
     detached: true,
     env: {

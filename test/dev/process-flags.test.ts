@@ -5,7 +5,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
-import { startChild } from "../../dev/child.ts";
+import { serviceFlags, startChild } from "../../dev/child.ts";
 
 const root = join(import.meta.dirname, "../..");
 const probe = `console.log("proto " + ("__proto__" in {}));`;
@@ -38,6 +38,6 @@ it("a child of the local stack has no __proto__, and no signal opens a debugger 
 it("a container has the same flags, and nothing in the compose file takes them away", () => {
   const env = { NODE_OPTIONS: imageOptions() };
   expect(execFileSync(process.execPath, ["-e", probe], { env, encoding: "utf8" })).toBe("proto false\n");
-  expect(imageOptions().split(" ")).toEqual(["--disable-proto=delete", "--disable-sigusr1"]);
+  expect(imageOptions().split(" ")).toEqual(serviceFlags);
   expect(readFileSync(join(root, "docker-compose.yml"), "utf8")).not.toContain("NODE_OPTIONS");
 });
