@@ -9,7 +9,7 @@ import { readBenchTls } from "./proxy-tls.ts";
 /** One segment. */
 export interface LoadOrder {
   readonly protocol: "grpc" | "http";
-  /** Of the servers, in turn: `http://127.0.0.1:1234`. With `https:` gRPC is called with the gateway's certificate. */
+  /** Of the servers, each with its share of the requests in flight: `http://127.0.0.1:1234`. With `https:` gRPC is called with the gateway's certificate. */
   readonly origins: readonly string[];
   readonly path: string;
   readonly headers: Readonly<Record<string, string>>;
@@ -32,7 +32,8 @@ export interface LoadResult {
   readonly p99Ms: number;
 }
 
-type Send = (done: (isRight: boolean) => void) => void;
+/** `caller` numbers the requests in flight: each of them is always at the same server, so that none waits for another's. */
+type Send = (caller: number, done: (isRight: boolean) => void) => void;
 
 const [directory = ""] = process.argv.slice(2);
 const tls = readBenchTls(directory, "gateway");
@@ -82,8 +83,8 @@ function grpcSender({ origins, path, headers, size, accounts }: LoadOrder): Send
     if (accounts === "new") return frameOf(`apn_new_${newAccounts++}`, size);
     return frames[turn % frames.length];
   };
-  return (done) => {
-    const stream = sessionOf(turn % 2 === 0 ? first : second).request(head, { endStream: false });
+  return (caller, done) => {
+    const stream = sessionOf(caller % 2 === 0 ? first : second).request(head, { endStream: false });
     let bytes = 0;
     let status: unknown;
     stream.on("data", (chunk: Buffer) => {
@@ -103,7 +104,7 @@ function grpcSender({ origins, path, headers, size, accounts }: LoadOrder): Send
 
 function httpSender({ origins: [origin = ""], path, headers, size }: LoadOrder): Send {
   const options: Dispatcher.DispatchOptions = { origin, path, method: "GET", headers: { ...headers } };
-  return (done) => {
+  return (_caller, done) => {
     let bytes = 0;
     let status = 0;
     agent.dispatch(options, {
@@ -128,19 +129,19 @@ function run(order: LoadOrder): Promise<LoadResult> {
   const times: number[] = [];
   let failures = 0;
   let open = 0;
-  const next = () => {
+  const next = (caller: number) => {
     const sentMs = performance.now();
     open += 1;
-    send((isRight) => {
+    send(caller, (isRight) => {
       const nowMs = performance.now();
       open -= 1;
       if (isRight) times.push(nowMs - sentMs);
       else failures += 1;
-      if (nowMs < endMs && times.length + failures < order.maxRequests) next();
+      if (nowMs < endMs && times.length + failures < order.maxRequests) next(caller);
       else if (open === 0) resolve(resultOf(times, failures, nowMs - startMs));
     });
   };
-  for (let index = 0; index < order.inFlight; index += 1) next();
+  for (let index = 0; index < order.inFlight; index += 1) next(index);
   return promise;
 }
 

@@ -22,15 +22,18 @@ export interface BenchProcess {
   stop(): void;
 }
 
-const serverCore = "0";
-const loadCore = "1";
+const cores = { server: "0", load: "1", anywhere: `0-${availableParallelism() - 1}` };
+
+/** Where a process may run. */
+type Role = keyof typeof cores;
+
 const expressVersion = "5.3.0";
 const axiosVersion = "1.21.1";
 
 /** Starts a file of bench/ as a process, with the flags of the services. */
 export async function startBenchProcess(
   file: string,
-  role: "server" | "load" | "anywhere",
+  role: Role,
   parameters: readonly string[],
   logFile?: string,
 ): Promise<BenchProcess> {
@@ -38,7 +41,7 @@ export async function startBenchProcess(
     execArgv: serviceFlags,
     stdio: ["ignore", logFile === undefined ? "ignore" : openSync(logFile, "w"), "inherit", "ipc"],
   });
-  if (role !== "anywhere") await pin(child, role);
+  await pin(child, role);
   const { promise: ended, reject: end } = Promise.withResolvers<never>();
   child.once("exit", () => end(new Error(`${file} ${parameters[0] ?? ""} has ended`)));
   ended.catch(() => undefined);
@@ -66,14 +69,14 @@ export async function startBenchProcess(
   };
 }
 
-/** Keeps this process to a core, where it is caller or upstream itself. */
-export async function pinThisProcess(role: "server" | "load"): Promise<void> {
+/** Keeps this process, and those that it starts, to a core: where it is caller or upstream itself. */
+export async function pinThisProcess(role: Role): Promise<void> {
   await pin(process, role);
 }
 
-async function pin({ pid }: Pick<ChildProcess, "pid">, role: "server" | "load"): Promise<void> {
+async function pin({ pid }: Pick<ChildProcess, "pid">, role: Role): Promise<void> {
   if (!existsSync("/usr/bin/taskset") || availableParallelism() < 2) return;
-  await promisify(execFile)("taskset", ["-a", "-p", "-c", role === "server" ? serverCore : loadCore, String(pid)]);
+  await promisify(execFile)("taskset", ["-a", "-p", "-c", cores[role], String(pid)]);
 }
 
 /** nginx with one header put in, or why there is none. */

@@ -47,7 +47,8 @@ export function startJudge() {
     });
     const isLate = ended.startMs > (revoked.get(ended.accountId) ?? Number.POSITIVE_INFINITY);
     const isWell = ended.result === "OK" && (!isLate || ended.kind === "leave");
-    const causes = around.filter(({ fault }) => fault.allows.includes(ended.result));
+    const named = [ended.result, `${ended.result} of ${ended.kind}`];
+    const causes = around.filter(({ fault }) => fault.allows.some((allowed) => named.includes(allowed)));
     const [cause] = causes;
     if (ended.refreshed) for (const window of around) window.refreshes += 1;
     if (cause !== undefined) cause.failures += 1;

@@ -1,6 +1,7 @@
 // How fast ForwardStream passes bodies on, beside the least that could stand in its place (stream-pipe.ts), by turns. As in
 // bench/proxy.ts callers come without TLS, both ways go to the upstream over TLS, and both middlemen have a core of their own; the
-// other is for this process, which is caller and upstream of both.
+// other is for this process, which is caller and upstream of both. Several bodies at a time, each over a connection of its own: one
+// alone would measure the wait for HTTP/2's window, which grpc-js keeps at 64 kB on a server.
 import { mkdtemp, rm } from "node:fs/promises";
 import { Agent, request as requestHttp } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -28,7 +29,7 @@ import { at } from "./quantiles.ts";
 export type Way = "answer" | "body";
 
 const megabyte = 1024 * 1024;
-const [rounds, roundMegabytes, warmMegabytes] = [9, 100, 64];
+const [rounds, roundMegabytes, warmMegabytes, bodiesAtATime] = [9, 100, 64, 4];
 const block = Buffer.alloc(65_536, 1);
 
 /** Megabytes a second of both; ratios by the clock and by the processor time that each middleman used, medians of rounds. */
@@ -45,13 +46,15 @@ export async function measureSpeed() {
     const proxy = await startBenchProcess("proxy-contender.ts", "server", [JSON.stringify(told)]);
     const pipe = await startBenchProcess("stream-pipe.ts", "server", [directory, String(upstream.port)]);
     processes.push(proxy, pipe);
-    const throughProxy = proxyCaller(proxy.port, token);
-    const throughPipe = pipeCaller(pipe.port);
+    const callers = (make: () => Caller) => Array.from({ length: bodiesAtATime }, make);
+    const throughProxy = callers(() => proxyCaller(proxy.port, token));
+    const throughPipe = callers(() => pipeCaller(pipe.port));
     const figures = [];
     for (const way of ["answer", "body"] as const) {
-      const send = (through: typeof throughProxy, megabytes: number) => {
-        upstream.expect(way, megabytes * megabyte);
-        return timed(() => through(way, megabytes * megabyte));
+      const send = (through: readonly Caller[], megabytes: number) => {
+        const bytes = (megabytes * megabyte) / bodiesAtATime;
+        upstream.expect(way, bytes);
+        return timed(() => Promise.all(through.map((call) => call(way, bytes))));
       };
       await send(throughProxy, warmMegabytes);
       await send(throughPipe, warmMegabytes);
@@ -77,11 +80,15 @@ export async function measureSpeed() {
     return figures;
   } finally {
     for (const { stop } of processes) stop();
+    await pinThisProcess("anywhere");
     await neighbours.stop();
     upstream.stop();
     await rm(directory, { recursive: true });
   }
 }
+
+/** Sends one body through, one way or the other, and waits for its end. */
+type Caller = (way: Way, bytes: number) => Promise<void>;
 
 interface Sample {
   readonly seconds: { readonly proxy: number; readonly pipe: number };
@@ -89,7 +96,7 @@ interface Sample {
   readonly toPipeByCpu: number;
 }
 
-async function timed(work: () => Promise<void>): Promise<number> {
+async function timed(work: () => Promise<unknown>): Promise<number> {
   const startMs = performance.now();
   await work();
   return (performance.now() - startMs) / 1000;
@@ -134,10 +141,11 @@ function requireAll(way: Way, got: number, wanted: number): void {
   if (way === "answer" && got !== wanted) throw new Error(`${got} bytes came of ${wanted}`);
 }
 
-function proxyCaller(port: number, token: string) {
+function proxyCaller(port: number, token: string): Caller {
   const { requestType, responseType } = streamingProxyDefinition.methods.forwardStream;
   const client = new grpc.Client(`127.0.0.1:${port}`, grpc.credentials.createInsecure(), {
     "grpc-node.flow_control_window": 256 * 1024,
+    "grpc.use_local_subchannel_pool": 1,
   });
   const metadata = new grpc.Metadata();
   metadata.set("authorization", `Bearer ${token}`);
@@ -149,7 +157,7 @@ function proxyCaller(port: number, token: string) {
     if (way === "body") for (const value of blocks(bytes)) yield { piece: { $case: "chunk", value } };
   }
 
-  return async (way: Way, bytes: number): Promise<void> => {
+  return async (way, bytes) => {
     const call = client.makeBidiStreamRequest(
       "/deputy.proxy.v1.ProxyService/ForwardStream",
       (message: ForwardStreamRequest) => serialize(requestType, message),
@@ -166,9 +174,9 @@ function proxyCaller(port: number, token: string) {
   };
 }
 
-function pipeCaller(port: number) {
+function pipeCaller(port: number): Caller {
   const agent = new Agent({ keepAlive: true });
-  return async (way: Way, bytes: number): Promise<void> => {
+  return async (way, bytes) => {
     const method = way === "answer" ? "GET" : "POST";
     const outgoing = requestHttp({ host: "127.0.0.1", port, path: "/body", method, agent });
     const response = new Promise<AsyncIterable<Buffer>>((resolve, reject) => {

@@ -40,13 +40,17 @@ export function createLogger(service: string, level: string, destination?: Desti
   return pino(options, destination ?? standardOutput);
 }
 
-/** The time as a field of a line; a busy process writes many lines in one millisecond. */
+/** The time as a field of a line; what is the same for all lines of a second is made once. */
 function timeField(): () => string {
-  let [timeMs, field] = [0, ""];
+  let [second, begin] = [0, ""];
   return () => {
     const nowMs = Date.now();
-    if (nowMs !== timeMs) [timeMs, field] = [nowMs, `,"time":"${new Date(nowMs).toISOString()}"`];
-    return field;
+    const ms = nowMs % 1000;
+    if (nowMs - ms !== second) {
+      second = nowMs - ms;
+      begin = `,"time":"${new Date(second).toISOString().slice(0, -"000Z".length)}`;
+    }
+    return `${begin}${String(ms).padStart(3, "0")}Z"`;
   };
 }
 
