@@ -7,7 +7,7 @@ import type { Ended } from "./soak-load.ts";
 /** One fault. */
 export interface Fault {
   readonly name: string;
-  /** The ends that it may cause, beside a good one. */
+  /** The ends that it may cause, beside a good one: by their reason, or as `REASON of kind` for one kind of call alone. */
   readonly allows: readonly string[];
   /** By what it has to be felt in some call, once at least. */
   readonly shows?: "failure" | "refresh";

@@ -137,8 +137,8 @@ function faultOf(error: unknown): unknown {
     const message = "Somebody else was changing the same: nothing was done, call again.";
     return new StatusError("ABORTED", "CONCURRENT_CHANGE", message, { cause: error });
   }
-  // 22021: the only characters that JavaScript can send and Postgres cannot hold are those of code zero.
-  if (error instanceof pg.DatabaseError && error.code === "22021") {
+  // The only characters that JavaScript can send and Postgres cannot hold are those of code zero: in a text, or in JSON.
+  if (error instanceof pg.DatabaseError && /^(22021|22P05)$/.test(error.code ?? "")) {
     return new StatusError("INVALID_ARGUMENT", "INVALID_FIELD", "A text has a character of code zero.", {
       cause: error,
     });

@@ -62,7 +62,7 @@ export interface EgressOptions {
   /** The operator's egress proxy, for fixed outgoing addresses. */
   readonly proxy?: EgressProxy;
   readonly maxHeaderBytes?: number;
-  /** A connection takes no new request after this time, so that its address is judged again. */
+  /** After this time new requests get new connections, so that addresses are judged again. */
   readonly connectionLifetimeMs?: number;
 }
 
@@ -91,7 +91,7 @@ function openClient(connect: ReturnType<typeof openConnector>, maxHeaderSize: nu
   return new Agent({
     connect,
     allowH2: false,
-    // More than any project may have in flight; beyond it requests wait, within their deadline.
+    // To one origin: more than any project may have in flight; beyond it requests wait, within their deadline.
     connections: 256,
     pipelining: 1,
     maxHeaderSize,

@@ -29,7 +29,7 @@ const retryMs = 50;
 // A timer may fire a moment early.
 const timerMs = 2;
 const stopMs = 5_000;
-// A statement of 13 parameters an entry; Postgres takes 65,535.
+// One statement's worth: a tenth of a second's leases at full load.
 const batchEntries = 500;
 // At several thousand leases a second, those of the time until the gate closes.
 const mostEntries = 20_000;

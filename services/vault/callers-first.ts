@@ -6,23 +6,26 @@ import { setTimeout as sleep } from "node:timers/promises";
 const pauseMs = 100;
 const lookMs = 20;
 
-// Who destroys without end must not keep providers from being told.
+// Who destroys without end must not keep providers from being told: after so long nobody stands back until there was a pause.
 const mostMs = 5_000;
 
 /** Who goes before whom in one process. */
 export interface CallersFirst {
   /** Runs work that a caller waits for. */
   serve<Value>(work: () => Promise<Value>): Promise<Value>;
-  /** Waits until no caller has been waiting for a moment; some seconds at most. */
+  /** Waits until no caller has been waiting for a moment, or callers have had their time. */
   standBack(): Promise<void>;
 }
 
 /** One for a process. */
 export function callersFirst(): CallersFirst {
   let atWork = 0;
+  let busySinceMs = 0;
   let endMs = Number.NEGATIVE_INFINITY;
+  const isCalm = () => atWork === 0 && performance.now() - endMs >= pauseMs;
   return {
     async serve(work) {
+      if (isCalm()) busySinceMs = performance.now();
       atWork += 1;
       try {
         return await work();
@@ -32,12 +35,7 @@ export function callersFirst(): CallersFirst {
       }
     },
     async standBack() {
-      const deadlineMs = performance.now() + mostMs;
-      for (;;) {
-        const nowMs = performance.now();
-        if ((atWork === 0 && nowMs - endMs >= pauseMs) || nowMs >= deadlineMs) return;
-        await sleep(lookMs);
-      }
+      while (!isCalm() && performance.now() - busySinceMs < mostMs) await sleep(lookMs);
     },
   };
 }

@@ -54,7 +54,7 @@ type CredentialHandlers = Pick<
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
-  const { db, secrets, catalog, refresher, signingKey, tryKeys, callersFirst } = options;
+  const { db, secrets, catalog, refresher, signingKey, tryKeys } = options;
   return {
     async storeCredential(request, call) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
@@ -109,8 +109,7 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
 
     async destroyCredentials({ projectId, accountIds, revokeSharedGrant, ...request }, call) {
       const filter = { projectId, accountIds, environment: environmentName(request.environment) };
-      const wanted = { ...filter, revokeSharedGrant, actor: actorOf(call) };
-      const destroyed = await callersFirst.serve(() => destroyCredentials(options, wanted));
+      const destroyed = await destroyCredentials(options, { ...filter, revokeSharedGrant, actor: actorOf(call) });
       const now = await readClock(db);
       const sign = async (one: DestroyedCredential) => receiptMessage(one, await signReceipt(signingKey, one, now));
       return { receipts: await Promise.all(destroyed.map(sign)) };

@@ -6,6 +6,7 @@ import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Actor } from "./audit-entries.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
+import type { CallersFirst } from "./callers-first.ts";
 import {
   type CredentialMaterial,
   type CredentialRow,
@@ -34,6 +35,7 @@ export interface DestroyOptions {
   readonly secrets: Secrets;
   readonly catalog: Catalog;
   readonly signals: LeaseSignals;
+  readonly callersFirst: CallersFirst;
 }
 
 /** What is asked for. */
@@ -80,22 +82,28 @@ export async function destroyCredentials(
  */
 async function destroyAsRead(options: DestroyOptions, request: DestroyRequest): Promise<boolean> {
   const rows = unrevoked(await listCredentials(options.db, request));
-  const prepared = await prepareAll(options, request, rows);
   const generations = new Map(rows.map(({ accountId, generation }) => [accountId, generation]));
-  return options.db.transaction().execute(async (transaction) => {
-    const held = await holdCredentials(transaction, request);
-    const isAsRead = held.every(({ accountId, generation }) => generations.get(accountId) === generation);
-    // Fewer than were read: another call has destroyed the rest meanwhile, and told their providers.
-    if (isAsRead) await revokeAll(transaction, request, ofRows(prepared, held));
-    return isAsRead;
-  });
+  const destroy = async () => {
+    const prepared = await prepareAll(options, request, rows);
+    return options.db.transaction().execute(async (transaction) => {
+      const held = await holdCredentials(transaction, request);
+      const isAsRead = held.every(({ accountId, generation }) => generations.get(accountId) === generation);
+      // Fewer than were read: another call has destroyed the rest meanwhile, and told their providers.
+      if (isAsRead) await revokeAll(transaction, request, ofRows(prepared, held));
+      return isAsRead;
+    });
+  };
+  // Who asks again what became of accounts holds no provider call back.
+  return rows.length === 0 ? destroy() : options.callersFirst.serve(destroy);
 }
 
 /** The last resort under a storm of refreshes: their storing waits, for as long as keys may have to be asked for. */
 async function destroyHeld(options: DestroyOptions, request: DestroyRequest): Promise<void> {
   await options.db.transaction().execute(async (transaction) => {
-    await holdCredentials(transaction, request);
-    const rows = unrevoked(await listCredentials(transaction, request));
+    const held = await holdCredentials(transaction, request);
+    // What is held and nothing else: an account may have been stored since.
+    const accountIds = held.map(({ accountId }) => accountId);
+    const rows = await listCredentials(transaction, { ...request, accountIds });
     await revokeAll(transaction, request, await prepareAll({ ...options, db: transaction }, request, rows));
   });
 }

@@ -74,10 +74,10 @@ export async function prepareRevocation(
 /** Writes records and queues their jobs; call it in the transaction of the change that causes them. */
 export async function insertRevocations(db: VaultDatabase, prepared: readonly PreparedRevocation[]): Promise<void> {
   if (prepared.length === 0) return;
-  const unreadable = { ...wiped, state: "FAILED", lastError: "SECRET_UNREADABLE" };
+  const unreadable = { ...wiped, state: "FAILED", lastError: "SECRET_UNREADABLE" } as const;
   const rows = prepared.map(({ sealed, ...subject }) => ({
     ...subject,
-    ...(sealed ? { ...sealed, state: "PENDING", lastError: "" } : unreadable),
+    ...(sealed ? { ...sealed, state: "PENDING" as const, lastError: "" } : unreadable),
   }));
   await insertRows(db, "revocations", rows, {
     expireTime: sql`now() + make_interval(days => ${revocationDays})`,

@@ -145,7 +145,8 @@ test("gives what was committed at once, though an older transaction is open, and
   await writer.query("update accounts set external_user_id = 'slow' where id = $1", [slow]);
   await rename(quick, "quick");
   const { resumeToken } = await stream.seen(quick);
-  expect(stream.ids()).not.toContain(slow);
+  // Its making may be told again: another test's transaction on this server keeps it from settling.
+  expect(stream.changes().filter(({ account: seen }) => seen?.externalUserId === "slow")).toEqual([]);
   // Heartbeats pass, and with them tokens, while the transaction is open.
   await sleep(1_200);
   const { resumeToken: later = "" } = stream.messages.at(-1) ?? {};

@@ -77,3 +77,10 @@ test("any number of rows is the same statement, and none is no statement", async
   }
   expect((await statements()).rows.length - before).toBeLessThanOrEqual(1);
 });
+
+test("half a character is kept as pg keeps it, and a character of code zero is told as such", async () => {
+  await insertRows(db, "manyCells", [{ ...row(1n), someText: "a\ud800b" }]);
+  expect(await db.selectFrom("manyCells").select("someText").execute()).toEqual([{ someText: "a\ufffdb" }]);
+  const zero = insertRows(db, "manyCells", [{ ...row(2n), someText: "a\u0000b" }]);
+  await expect(zero).rejects.toMatchObject({ code: "INVALID_ARGUMENT", reason: "INVALID_FIELD" });
+});

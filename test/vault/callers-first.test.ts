@@ -23,13 +23,30 @@ test("work that fails holds nobody back, and its failure reaches its caller", as
   expect(performance.now() - startMs).toBeLessThan(2_000);
 });
 
-test("who serves callers without end holds background work back for some seconds only", async () => {
+test("callers without end have their time once, and then background work goes on until there was a pause", async () => {
   const { serve, standBack } = callersFirst();
-  const gate = Promise.withResolvers<void>();
-  const endless = serve(() => gate.promise);
+  let isOver = false;
+  const oneAfterTheOther = (async () => {
+    while (!isOver) await serve(() => sleep(20));
+  })();
   const startMs = performance.now();
   await standBack();
-  expect(performance.now() - startMs).toBeGreaterThan(4_900);
+  const heldMs = performance.now() - startMs;
+  for (let job = 0; job < 5; job += 1) await standBack();
+  const restMs = performance.now() - startMs - heldMs;
+  expect(heldMs).toBeGreaterThan(4_900);
+  expect(restMs).toBeLessThan(2_000);
+  isOver = true;
+  await oneAfterTheOther;
+  // The pause.
+  await sleep(400);
+  const gate = Promise.withResolvers<void>();
+  const next = serve(() => gate.promise);
+  const order: string[] = [];
+  const background = standBack().then(() => order.push("background"));
+  await sleep(500);
+  order.push("next caller");
   gate.resolve();
-  await endless;
-}, 15_000);
+  await Promise.all([next, background]);
+  expect(order).toEqual(["next caller", "background"]);
+}, 30_000);

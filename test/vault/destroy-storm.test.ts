@@ -3,6 +3,7 @@
 import { expect, test } from "vitest";
 import { createLogger } from "#libs/log.ts";
 import { vaultItself } from "../../services/vault/audit-entries.ts";
+import { callersFirst } from "../../services/vault/callers-first.ts";
 import { destroyCredentials } from "../../services/vault/destroy.ts";
 import { listenForLeases } from "../../services/vault/lease-signals.ts";
 import { vaultFixture, whose } from "./vault-fixture.ts";
@@ -30,7 +31,7 @@ test("destroys what is refreshed between each of its readings and its destroying
       return value;
     },
   };
-  const options = { db: vault.db, secrets: stormy, catalog: vault.catalog, signals };
+  const options = { db: vault.db, secrets: stormy, catalog: vault.catalog, signals, callersFirst: callersFirst() };
   const request = { projectId: whose.projectId, environment: "development", accountIds: [accountId] } as const;
   const [destroyed] = await destroyCredentials(options, { ...request, revokeSharedGrant: false, actor: vaultItself });
   // Three rounds lost to a refresh each; the fourth held the row, and nothing could be stored.
