@@ -4,7 +4,7 @@
 //   PENDING -> EXCHANGING -> SUCCEEDED | FAILED(reason)        a claim whose process died never ends: it fails after a minute
 import { type Selectable, sql } from "kysely";
 import { notFound } from "#libs/errors.ts";
-import type { DestroyFilter } from "./credentials.ts";
+import type { DestroyFilter } from "./destroyed-credentials.ts";
 import type { AuthorizationsTable, VaultDatabase } from "./schema.ts";
 import { type SealedColumns, type SecretOwner, wiped } from "./secrets.ts";
 

@@ -7,10 +7,8 @@ import { StatusError } from "#libs/errors.ts";
 import type { Actor } from "./audit-entries.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
 import type { CallersFirst } from "./callers-first.ts";
+import { type CredentialMaterial, type CredentialRow, credentialOwner } from "./credentials.ts";
 import {
-  type CredentialMaterial,
-  type CredentialRow,
-  credentialOwner,
   type DestroyedRow,
   type DestroyFilter,
   type Destruction,
@@ -18,7 +16,7 @@ import {
   listDestroyed,
   lockCredentials,
   revokeCredentials,
-} from "./credentials.ts";
+} from "./destroyed-credentials.ts";
 import { insertInvalidations, untilLeasesEnd } from "./lease-invalidations.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { findOauthClient, type OauthClient } from "./oauth-clients.ts";

@@ -3,7 +3,7 @@
 import { expect, test } from "vitest";
 import { createLogger } from "#libs/log.ts";
 import { vaultItself } from "../../services/vault/audit-entries.ts";
-import { callersFirst } from "../../services/vault/callers-first.ts";
+import { type CallersFirst, callersFirst } from "../../services/vault/callers-first.ts";
 import { destroyCredentials } from "../../services/vault/destroy.ts";
 import { listenForLeases } from "../../services/vault/lease-signals.ts";
 import { vaultFixture, whose } from "./vault-fixture.ts";
@@ -31,7 +31,15 @@ test("destroys what is refreshed between each of its readings and its destroying
       return value;
     },
   };
-  const options = { db: vault.db, secrets: stormy, catalog: vault.catalog, signals, callersFirst: callersFirst() };
+  let served = 0;
+  const precedence: CallersFirst = {
+    ...callersFirst(),
+    serve(work) {
+      served += 1;
+      return work();
+    },
+  };
+  const options = { db: vault.db, secrets: stormy, catalog: vault.catalog, signals, callersFirst: precedence };
   const request = { projectId: whose.projectId, environment: "development", accountIds: [accountId] } as const;
   const [destroyed] = await destroyCredentials(options, { ...request, revokeSharedGrant: false, actor: vaultItself });
   // Three rounds lost to a refresh each; the fourth held the row, and nothing could be stored.
@@ -41,6 +49,10 @@ test("destroys what is refreshed between each of its readings and its destroying
   const outbox = await vault.db.selectFrom("revocations").select("id").where("accountId", "=", accountId).execute();
   expect(outbox).toHaveLength(1);
   await expect(vault.lease(accountId)).rejects.toMatchObject({ reason: "ACCOUNT_REVOKED" });
+  // Each free round went before calls to providers; who asks again, with nothing left to destroy, does not.
+  expect(served).toBe(3);
+  await destroyCredentials(options, { ...request, revokeSharedGrant: false, actor: vaultItself });
+  expect(served).toBe(3);
 
   /** What a refresh leaves: the next generation, sealed for it. */
   async function storeRefresh(id: string): Promise<void> {
