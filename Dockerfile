@@ -10,4 +10,4 @@ COPY services services
 COPY migrations migrations
 COPY catalog catalog
 USER node
-ENV NODE_OPTIONS="--disable-proto=delete --disable-sigusr1 --max-semi-space-size=4"
+ENV NODE_OPTIONS="--disable-proto=delete --disable-sigusr1 --max-semi-space-size=32 --expose-gc"

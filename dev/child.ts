@@ -13,7 +13,7 @@ const root = join(import.meta.dirname, "..");
  * small space for new objects: the bytes of bodies hang on objects in it, and in a large one so many gather before it is
  * emptied that the whole heap is marked instead, every 10 MB that are passed on, which takes two thirds of the time of all.
  */
-export const serviceFlags = ["--disable-proto=delete", "--disable-sigusr1", "--max-semi-space-size=4"];
+export const serviceFlags = ["--disable-proto=delete", "--disable-sigusr1", "--max-semi-space-size=32", "--expose-gc"];
 
 // A service drains for as long as its longest request; in development nobody wants to wait for that.
 const stopMs = 5_000;

@@ -17,6 +17,7 @@ import type {
   ForwardStreamResponse,
 } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { maxJudgedBytes, needsBody } from "./auth-failure.ts";
+import { passedOn } from "./body-memory.ts";
 import type { ForwardCollaborators } from "./forward.ts";
 import { type Leased, withLease } from "./lease-client.ts";
 import { bodilessMethods, checkForm, maxTimeoutMs } from "./outgoing-request.ts";
@@ -96,7 +97,10 @@ async function* answerPieces(
     const head = { status, headers: pairs(headers), body: empty, attempts, refreshed, upstreamDurationMs };
     yield { piece: { $case: "head", value: head } };
     if (read.length > 0) yield* chunkOf(clean.push(read));
-    for await (const chunk of answer.body) yield* chunkOf(clean.push(chunk));
+    for await (const chunk of answer.body) {
+      passedOn(chunk);
+      yield* chunkOf(clean.push(chunk));
+    }
     yield* chunkOf(clean.end());
     yield { piece: { $case: "end", value: { trailers: pairs(answer.trailers()) } } };
   } catch (error) {
@@ -191,7 +195,10 @@ async function bodyOf(pieces: Pieces): Promise<{ stream: Readable | undefined; f
 /** The chunk; undefined at the end. */
 function chunkIn({ value, done }: IteratorResult<ForwardStreamRequest, unknown>): Buffer | undefined {
   if (done === true) return undefined;
-  if (value.piece?.$case === "chunk") return value.piece.value;
+  if (value.piece?.$case === "chunk") {
+    passedOn(value.piece.value);
+    return value.piece.value;
+  }
   throw invalidField("chunk", "is required in every message after the first");
 }
 

@@ -4,6 +4,7 @@ import type { Egress, EgressAnswer } from "#libs/egress.ts";
 import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import type { ForwardRequest, ForwardResponse } from "#proto/deputy/proxy/v1/proxy_service.ts";
+import { passedOn } from "./body-memory.ts";
 import { type Leased, type LeasingCollaborators, withLease } from "./lease-client.ts";
 import type { Limits } from "./limits.ts";
 import { type ComposeRequest, checkForm, maxBodyBytes, maxTimeoutMs } from "./outgoing-request.ts";
@@ -58,6 +59,7 @@ export async function forward(
 
 /** The answer with the credential masked in it. */
 function shown({ status, headers, body }: EgressAnswer, lease: Leased["lease"]) {
+  passedOn(body);
   const clean = redactor(lease);
   const begin = clean.push(body);
   const rest = clean.end();
