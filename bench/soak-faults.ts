@@ -7,7 +7,7 @@ import type { Ended } from "./soak-load.ts";
 /** One fault. */
 export interface Fault {
   readonly name: string;
-  /** The ends that it may cause, beside a good one: by their reason, or as `REASON of kind` for one kind of call alone. */
+  /** The ends that it may cause, beside a good one, by their reason. */
   readonly allows: readonly string[];
   /** By what it has to be felt in some call, once at least. */
   readonly shows?: "failure" | "refresh";
@@ -47,9 +47,7 @@ export function startJudge() {
     });
     const isLate = ended.startMs > (revoked.get(ended.accountId) ?? Number.POSITIVE_INFINITY);
     const isWell = ended.result === "OK" && (!isLate || ended.kind === "leave");
-    const named = [ended.result, `${ended.result} of ${ended.kind}`];
-    const causes = around.filter(({ fault }) => fault.allows.some((allowed) => named.includes(allowed)));
-    const [cause] = causes;
+    const cause = around.find(({ fault }) => fault.allows.includes(ended.result));
     if (ended.refreshed) for (const window of around) window.refreshes += 1;
     if (cause !== undefined) cause.failures += 1;
     count(isWell ? "OK" : `${ended.result} (${cause?.fault.name ?? "UNEXPECTED"})`);

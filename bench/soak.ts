@@ -127,8 +127,7 @@ function faultsOf(
       run: () => restartVault("SIGTERM"),
     },
     {
-      // A body that is streamed cannot be begun anew when the next token comes while it waits for its connection: nothing was sent.
-      ...{ name: "access tokens end", allows: ["LEASE_EXPIRED of stream up"], recoveryMs: 3_000 },
+      ...{ name: "access tokens end", allows: [], recoveryMs: 3_000 },
       // Not of all: a token that was just refreshed is not refreshed again because an upstream refuses it.
       run: () => endTokens(slots.filter((_, index) => index % 2 === 0)),
     },

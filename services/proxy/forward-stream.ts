@@ -4,9 +4,8 @@
 // the one side early ends the other.
 //
 // A request is sent with the first chunk of its body, or when the caller ends its side without one: then it can be repeated
-// like one of Forward. GET and HEAD, which have no body, are sent at once.
-import { Readable } from "node:stream";
-import { setTimeout as sleep } from "node:timers/promises";
+// like one of Forward. GET and HEAD, which have no body, are sent at once. With a body it can be repeated until the first of it
+// has left: when its lease ends while it waits for a connection, or there is none to be had.
 import type { EgressStream } from "#libs/egress.ts";
 import { EgressError, egressStatusError } from "#libs/egress-error.ts";
 import { invalidField, StatusError } from "#libs/errors.ts";
@@ -18,18 +17,13 @@ import type {
 } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { maxJudgedBytes, needsBody } from "./auth-failure.ts";
 import { passedOn } from "./body-memory.ts";
+import { type CallerBody, callerBody, idleTimeoutMs, inTime, type Pieces } from "./caller-body.ts";
 import type { ForwardCollaborators } from "./forward.ts";
 import { type Leased, withLease } from "./lease-client.ts";
 import { bodilessMethods, checkForm, maxTimeoutMs } from "./outgoing-request.ts";
 import { redactor } from "./redaction.ts";
 import { newTally, refreshIfRefused, type Sending, sendLeased, type Tally } from "./send-leased.ts";
 
-type Pieces = AsyncIterator<ForwardStreamRequest>;
-
-// Longer than the silences of event streams, whose servers send a comment every 15 to 30 seconds.
-const idleTimeoutMs = 60_000;
-// As much of the caller's body as is read ahead of the upstream.
-const bodyBufferBytes = 65_536;
 // Kept back from the caller's deadline, so that an upstream's time-out is told as such before the call itself ends.
 const reserveMs = 50;
 
@@ -44,7 +38,7 @@ interface Opened {
 
 interface Streamed {
   readonly request: ForwardRequest;
-  readonly body: Readable | undefined;
+  readonly body: CallerBody | undefined;
   readonly tally: Tally;
   /** When the answer must have ended. */
   readonly endMs: number;
@@ -73,7 +67,7 @@ async function* answerPieces(
   pieces: Pieces,
   call: Call,
 ): AsyncGenerator<ForwardStreamResponse> {
-  const body = bodilessMethods.includes(request.method) ? undefined : await bodyOf(pieces);
+  const body = bodilessMethods.includes(request.method) ? undefined : await callerBody(pieces);
   const tally = newTally();
   const opened = Promise.withResolvers<Opened>();
   const over = Promise.withResolvers<void>();
@@ -82,7 +76,7 @@ async function* answerPieces(
   const leasing = { ...call, deadlineMs: Math.min(call.deadlineMs, collaborators.now() + maxTimeoutMs) };
   const holding = withLease(collaborators, request, leasing, async (leased) => {
     revoked = leased.hold.signal;
-    const stream = { request, body: body?.stream, tally, endMs: call.deadlineMs - reserveMs };
+    const stream = { request, body, tally, endMs: call.deadlineMs - reserveMs };
     opened.resolve(await openAnswer(collaborators, stream, leased, leasing));
     await over.promise;
   });
@@ -107,7 +101,7 @@ async function* answerPieces(
     throw body?.fault() ?? brokenBy(call.signal, revoked) ?? told(error, request.method);
   } finally {
     over.resolve();
-    body?.stream?.destroy();
+    body?.close();
     opened.promise.then(
       ({ answer }) => answer.body.destroy(),
       () => undefined,
@@ -134,15 +128,16 @@ async function openAnswer(
 ): Promise<Opened> {
   const limits = { headTimeoutMs: request.timeoutMs || maxTimeoutMs, idleTimeoutMs };
   const sending: Sending<EgressStream> = {
-    ...{ request, compose, tally, replayable: body === undefined },
-    send: (outgoing) => egress.open({ ...outgoing, ...(body && { body }), ...limits, totalTimeoutMs: endMs - now() }),
+    ...{ request, compose, tally, isWhole: () => body?.isWhole() ?? true },
+    send: (outgoing) =>
+      egress.open({ ...outgoing, ...(body && { body: body.open() }), ...limits, totalTimeoutMs: endMs - now() }),
   };
   const sentMs = now();
   const answer = await sendLeased(sending, leased, call);
   const upstreamDurationMs = now() - sentMs;
   try {
     const { status, headers } = answer;
-    const isJudged = sending.replayable && needsBody({ status, headers }, leased.lease.authFailureRules);
+    const isJudged = sending.isWhole() && needsBody({ status, headers }, leased.lease.authFailureRules);
     const read = isJudged && isShort(answer) ? Buffer.concat(await answer.body.toArray()) : empty;
     await refreshIfRefused(vault, sending, request, leased, call, { status, headers, body: read });
     return { answer, read, leased, upstreamDurationMs };
@@ -162,58 +157,6 @@ function headOf({ value, done }: IteratorResult<ForwardStreamRequest, unknown>):
   if (done === true || value.piece?.$case !== "head") throw invalidField("head", "is required as the first message");
   if (value.piece.value.body.length > 0) throw invalidField("head.body", "comes in chunks after the head");
   return value.piece.value;
-}
-
-/** The body after its first chunk is there; no stream when there is none. `fault` says what was wrong with a later message. */
-async function bodyOf(pieces: Pieces): Promise<{ stream: Readable | undefined; fault: () => StatusError | undefined }> {
-  let fault: StatusError | undefined;
-  let first = chunkIn(await inTime(pieces.next()));
-  if (first === undefined) return { stream: undefined, fault: () => fault };
-  const stream = new Readable({
-    highWaterMark: bodyBufferBytes,
-    read() {
-      if (first !== undefined) {
-        const chunk = first;
-        first = undefined;
-        stream.push(chunk);
-        return;
-      }
-      pieces
-        .next()
-        .then((piece) => stream.push(chunkIn(piece) ?? null))
-        .catch((error: unknown) => {
-          if (error instanceof StatusError) fault = error;
-          stream.destroy(error instanceof Error ? error : undefined);
-        });
-    },
-  });
-  // Told by `fault`, and to the request while there is one; where nobody listens it would end the process.
-  stream.on("error", () => undefined);
-  return { stream, fault: () => fault };
-}
-
-/** The chunk; undefined at the end. */
-function chunkIn({ value, done }: IteratorResult<ForwardStreamRequest, unknown>): Buffer | undefined {
-  if (done === true) return undefined;
-  if (value.piece?.$case === "chunk") {
-    passedOn(value.piece.value);
-    return value.piece.value;
-  }
-  throw invalidField("chunk", "is required in every message after the first");
-}
-
-/** A caller who opens a stream and says nothing must not keep it. */
-async function inTime<Value>(work: Promise<Value>): Promise<Value> {
-  const timer = new AbortController();
-  const late = sleep(idleTimeoutMs, undefined, { signal: timer.signal }).then(() => {
-    throw new StatusError("DEADLINE_EXCEEDED", "STREAM_IDLE", `No message came for ${idleTimeoutMs} ms.`);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    late.catch(() => undefined);
-    timer.abort();
-  }
 }
 
 function told(error: unknown, method: string): unknown {

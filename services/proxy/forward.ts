@@ -38,7 +38,7 @@ export async function forward(
     request,
     compose,
     tally,
-    replayable: true,
+    isWhole: () => true,
     send: (outgoing) => egress.send({ ...outgoing, totalTimeoutMs: timeLeft(deadlineMs - now()), maxBodyBytes }),
   };
   const leave = await collaborators.limits.enter(request);

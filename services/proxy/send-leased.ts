@@ -32,7 +32,7 @@ export interface Tally {
 export interface Sending<Answer> {
   readonly request: RequestedCall;
   /** Whether all of it is still there. */
-  readonly replayable: boolean;
+  isWhole(): boolean;
   readonly compose: ComposeRequest;
   readonly tally: Tally;
   readonly send: (request: OutgoingRequest & Pick<EgressRequest, "signals" | "mayStart">) => Promise<Answer>;
@@ -64,8 +64,7 @@ export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Lease
     try {
       return await send(whole);
     } catch (error) {
-      // The HTTP client has done away with a streamed body by then.
-      if (fault !== undefined) throw sending.replayable ? new LeaseOver(fault) : fault;
+      if (fault !== undefined) throw sending.isWhole() ? new LeaseOver(fault) : fault;
       if (!(error instanceof EgressError)) throw error;
       if (attempt > 1 || !mayRepeat(error, sending)) throw egressStatusError(error, sending.request.method);
     }
@@ -75,14 +74,15 @@ export async function sendLeased<Answer>(sending: Sending<Answer>, leased: Lease
 /** Refreshes a credential that the answer refuses, once in a call; throws LeaseOver when the request is to be sent again. */
 export async function refreshIfRefused(
   vault: RefreshingVault,
-  { replayable, tally }: Pick<Sending<unknown>, "replayable" | "tally">,
+  sending: Pick<Sending<unknown>, "isWhole" | "tally">,
   target: LeaseTarget,
   { lease, hold, refreshed: waited }: Leased,
   call: Call,
   answer: JudgedAnswer,
 ): Promise<void> {
+  const { tally } = sending;
   tally.refreshed ||= waited;
-  if (!replayable || !lease.refreshable || tally.refused !== undefined) return;
+  if (!sending.isWhole() || !lease.refreshable || tally.refused !== undefined) return;
   if (!isAuthFailure(answer, lease.authFailureRules)) return;
   const { replaced, refreshed } = await refreshRefused(vault, target, lease.generation, call);
   if (!replaced) return;
@@ -96,8 +96,8 @@ function leaseFault({ lease, hold }: Leased): StatusError | undefined {
   return hold.fault() ?? (hold.newest(lease) === lease ? undefined : leaseOver());
 }
 
-function mayRepeat({ kind, sent, answered }: EgressError, { request, replayable }: Sending<unknown>): boolean {
-  if (!replayable) return false;
+function mayRepeat({ kind, sent, answered }: EgressError, { request, isWhole }: Sending<unknown>): boolean {
+  if (!isWhole()) return false;
   if (!sent) return kind === "connect";
   return kind === "reset" && !answered && idempotentMethods.includes(request.method);
 }

@@ -2,6 +2,7 @@
 // request was waiting for, and what is in flight for a revoked account is broken off.
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
+import type { ForwardStreamRequest } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { type InjectionLease, LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 import { forwardRequest, ok, type ProxyFixture, standInLease, startProxyFixture } from "./proxy-fixture.ts";
 
@@ -137,6 +138,34 @@ test("sends no request that was made with the old token and had not begun when t
   expect(fixture.leases).toHaveLength(1);
   expect(fixture.upstream.requests[0]).toContain("Bearer renewed-token");
   expect(fixture.upstream.requests).toHaveLength(1);
+});
+
+test("begins a streamed body anew, whole, when the account is refreshed before its first byte has left", async () => {
+  const connection = gate();
+  fixture.watch.connecting = connection.promise;
+  fixture.upstream.answerWith((socket) => {
+    if (fixture.upstream.requests.join("").endsWith("0\r\n\r\n")) socket.write(ok("{}", "connection: close\r\n"));
+  });
+  async function* pieces() {
+    yield { piece: { $case: "head", value: forwardRequest({ method: "POST" }) } } as ForwardStreamRequest;
+    for (const text of ["one", "two"]) yield { piece: { $case: "chunk" as const, value: Buffer.from(text) } };
+  }
+  const heads: unknown[] = [];
+  const reading = (async () => {
+    const options = { token: fixture.token, deadlineMs: Date.now() + 10_000 };
+    for await (const { piece } of fixture.gateway.forwardStream(pieces(), options)) {
+      if (piece?.$case === "head") heads.push(piece.value);
+    }
+  })();
+  await until(() => fixture.leases.length === 1);
+  await sleep(50);
+  await fixture.watch.invalidate("apn_1", LeaseInvalidationReason.REFRESHED, renewedLease());
+  connection.open();
+  await reading;
+  expect(heads).toMatchObject([{ status: 200, attempts: 1 }]);
+  const sent = fixture.upstream.requests.join("");
+  expect(sent).toContain("Bearer renewed-token");
+  expect(sent).toMatch(/\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n$/);
 });
 
 test("asks for another lease when its time has passed before the request was sent", async () => {

@@ -99,21 +99,33 @@ it("a connection that breaks within the answer lets nothing be sent again", asyn
   expect(fixture.upstream.requests).toHaveLength(2);
 });
 
-it("a connection that is not made is tried once more for every method, for nothing was sent", async () => {
+describe("a connection that is not made is tried once more for every method, for nothing was sent", () => {
   let refused = 0;
-  fixture.watch.connecting = {
-    // biome-ignore lint/suspicious/noThenProperty: stands for a name that does not resolve at first
-    then: (_resolve: unknown, reject: (error: Error) => void) => {
-      refused += 1;
-      fixture.watch.connecting = undefined;
-      reject(new Error("no such name"));
-    },
-  } as unknown as Promise<void>;
-  fixture.upstream.answerWith(ok("{}"));
-  for (const socket of fixture.upstream.sockets) socket.destroy();
-  await expect.poll(() => fixture.upstream.sockets.size).toBe(0);
-  expect(await forward({ method: "POST" })).toMatchObject({ status: 200, attempts: 1 });
-  expect([refused, fixture.upstream.requests.length]).toEqual([1, 1]);
+  beforeEach(async () => {
+    refused = 0;
+    fixture.watch.connecting = {
+      // biome-ignore lint/suspicious/noThenProperty: stands for a name that does not resolve at first
+      then: (_resolve: unknown, reject: (error: Error) => void) => {
+        refused += 1;
+        fixture.watch.connecting = undefined;
+        reject(new Error("no such name"));
+      },
+    } as unknown as Promise<void>;
+    fixture.upstream.answerWith(ok("{}", "connection: close\r\n"));
+    for (const socket of fixture.upstream.sockets) socket.destroy();
+    await expect.poll(() => fixture.upstream.sockets.size).toBe(0);
+  });
+
+  it("with a body that is whole", async () => {
+    expect(await forward({ method: "POST" })).toMatchObject({ status: 200, attempts: 1 });
+    expect([refused, fixture.upstream.requests.length]).toEqual([1, 1]);
+  });
+
+  it("with a body that is streamed, of which the first chunk is kept", async () => {
+    expect(await stream({ method: "POST" }, "one")).toMatchObject({ status: 200, attempts: 1 });
+    expect(refused).toBe(1);
+    await expect.poll(() => fixture.upstream.requests.join("")).toContain("\r\n\r\n3\r\none\r\n");
+  });
 });
 
 describe("an upstream that takes its time", () => {
