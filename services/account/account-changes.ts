@@ -35,8 +35,6 @@ export interface AccountChange {
   readonly environment: AccountRow["environment"];
   /** Whether it may matter to who uses the account: its state, owner, sharing and the like, rather than its name or health. */
   readonly changesUse: boolean;
-  /** The account as it is now; undefined when its row is gone. */
-  readonly account: AccountRow | undefined;
 }
 
 /** Follows the list from one place on. */
@@ -107,7 +105,7 @@ export function readChanges(db: AccountDatabase, start: ChangePlace): ChangeRead
         place = later(place, BigInt(first.horizon));
       }
       // A full batch of nothing settled stays the same until something settles.
-      return { changes: await withAccounts(db, fresh), more: isFull && last !== undefined };
+      return { changes: fresh, more: isFull && last !== undefined };
     },
   };
 }
@@ -159,18 +157,42 @@ function later(place: ChangePlace, xact: bigint): ChangePlace {
   return xact > place.xact ? { ...place, xact, number: 0n } : place;
 }
 
-/** Read after the changes, so that an account is never older than the change that tells of it. */
-async function withAccounts(db: AccountDatabase, rows: readonly ReadRow[]): Promise<readonly AccountChange[]> {
-  if (rows.length === 0) return [];
-  const projectIds = rows.map(({ projectId }) => projectId);
-  const ids = rows.map(({ accountId }) => accountId);
+/** The accounts of changes as they are now, in the order of the changes; undefined for one whose row is gone. */
+export async function accountsOf(
+  db: AccountDatabase,
+  changes: readonly AccountChange[],
+): Promise<readonly (AccountRow | undefined)[]> {
+  if (changes.length === 0) return [];
+  const found = await changed(db, changes).selectAll().execute();
+  return inOrder(changes, found);
+}
+
+/** The states of those accounts alone. */
+export async function statesOf(
+  db: AccountDatabase,
+  changes: readonly AccountChange[],
+): Promise<readonly AccountRow["state"][]> {
+  if (changes.length === 0) return [];
+  const found = await changed(db, changes).select(["projectId", "id", "state"]).execute();
+  return inOrder(changes, found).map((row) => row?.state ?? "REVOKED");
+}
+
+// Read after the changes, so that an account is never older than the change that tells of it.
+function changed(db: AccountDatabase, changes: readonly AccountChange[]) {
+  const projectIds = changes.map(({ projectId }) => projectId);
+  const ids = changes.map(({ accountId }) => accountId);
   const keys = sql`(select * from unnest(${projectIds}::text[], ${ids}::text[]))`;
-  const found = await db.selectFrom("accounts").selectAll().where(sql<boolean>`(project_id, id) in ${keys}`).execute();
-  const byId = new Map(found.map((account) => [account.id, account]));
-  return rows.map(({ projectId, accountId, environment, changesUse }) => {
-    const account = byId.get(accountId);
-    const isIt = account?.projectId === projectId;
-    return { projectId, accountId, environment, changesUse, account: isIt ? account : undefined };
+  return db.selectFrom("accounts").where(sql<boolean>`(project_id, id) in ${keys}`);
+}
+
+function inOrder<Row extends Pick<AccountRow, "projectId" | "id">>(
+  changes: readonly AccountChange[],
+  rows: readonly Row[],
+): readonly (Row | undefined)[] {
+  const byId = new Map(rows.map((row) => [row.id, row]));
+  return changes.map(({ projectId, accountId }) => {
+    const row = byId.get(accountId);
+    return row?.projectId === projectId ? row : undefined;
   });
 }
 

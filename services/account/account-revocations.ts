@@ -30,11 +30,12 @@ export async function listRevoked(db: AccountDatabase, filter: AccountFilter, pa
 export async function claimForRevocation(
   db: AccountDatabase,
   filter: AccountFilter,
-  limit: number,
+  { size, after }: Page,
   time: Date,
 ): Promise<readonly AccountRow[]> {
-  const next = unrevoked(db, filter).select("id").orderBy("createTime").orderBy("id").limit(limit).forUpdate();
-  return db
+  const from = unrevoked(db, filter).where(isAfter(after));
+  const next = from.select("id").orderBy("createTime").orderBy("id").limit(size).forUpdate();
+  const rows = await db
     .with(
       (cte) => cte("next").materialized(),
       () => next,
@@ -50,6 +51,8 @@ export async function claimForRevocation(
     .whereRef("accounts.id", "=", "next.id")
     .returningAll("accounts")
     .execute();
+  // An update gives them in no order.
+  return rows.sort((one, other) => Number(one.createTime) - Number(other.createTime) || (one.id < other.id ? -1 : 1));
 }
 
 /** Ends the revocation of accounts whose credentials the vault has destroyed; gives those that it had not ended for yet. */

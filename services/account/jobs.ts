@@ -48,7 +48,8 @@ export async function startJobs(
     noHandleSignals: true,
     logger: new QueueLogger(() => () => {}),
     // Batched, what is noted of jobs that ended is repeated when the database does not take it, and awaited by a stop.
-    preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0 } },
+    // And one looks for jobs for all: fifty that each look every two seconds would keep the database busy for nothing.
+    preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0, localQueue: { size: concurrency } } },
     crontab: `* * * * * ${sweepTask}\n7 * * * * ${pruneTask}`,
     taskList: {
       [deliverTask]: (payload) => deliverEvents(options, payload as EndpointKey, now, stopping.signal),

@@ -12,7 +12,7 @@ import { ownRight, type Vault } from "./handler-group.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 // One transaction of the vault each: large enough to be quick, small enough for receipts to flow and locks to be short.
-export const batchSize = 200;
+export const batchSize = 400;
 
 /** What revoking works with. */
 export interface Revoking {
@@ -33,43 +33,107 @@ export interface RevokedAccount {
   readonly totalSize: number;
 }
 
-/** Revokes what the filter selects, until nothing is left: accounts that are connected while this runs go too. */
+/**
+ * Revokes what the filter selects, until nothing is left: accounts that are connected while this runs go too. While a batch is
+ * ended here and told, the vault is at work on the next; whoever leaves in the middle leaves that REVOKING, to be taken up again.
+ */
 export async function* revokeMatching(
   revoking: Revoking,
   filter: AccountFilter,
   by: RevokingCall,
 ): AsyncGenerator<RevokedAccount> {
-  const { db, now } = revoking;
-  let totalSize = await countUnrevoked(db, filter);
-  for (let sent = 0; ; ) {
-    const rows = await claimForRevocation(db, filter, batchSize, new Date(now()));
-    if (rows.length === 0) return;
-    totalSize = Math.max(totalSize, sent + rows.length);
-    for (const receipt of await destroyAccounts(revoking, rows, by)) yield { receipt, totalSize };
-    sent += rows.length;
+  let totalSize = await countUnrevoked(revoking.db, filter);
+  let sent = 0;
+  for (let sentBefore = -1; sentBefore < sent; ) {
+    sentBefore = sent;
+    for await (const batch of oneAhead(destroyedBatches(revoking, filter, by))) {
+      totalSize = Math.max(totalSize, sent + batch.rows.length);
+      for (const receipt of await endAccounts(revoking, batch, by)) yield { receipt, totalSize };
+      sent += batch.rows.length;
+    }
   }
 }
 
 /** Destroys the credentials of accounts of one environment that are no longer ACTIVE. Of those REVOKED it gives the receipts. */
 export async function destroyAccounts(
-  { db, vault, now }: Revoking,
+  revoking: Revoking,
   rows: readonly AccountRow[],
+  by: RevokingCall,
+): Promise<readonly RevocationReceipt[]> {
+  return endAccounts(revoking, await destroyCredentialsOf(revoking, rows, by), by);
+}
+
+/** Accounts that are REVOKING, or were REVOKED before, and what the vault says of their credentials. */
+interface DestroyedBatch {
+  readonly rows: readonly AccountRow[];
+  readonly receipts: readonly RevocationReceipt[];
+}
+
+/** Goes through the accounts once, oldest first. */
+async function* destroyedBatches(
+  revoking: Revoking,
+  filter: AccountFilter,
+  by: RevokingCall,
+): AsyncGenerator<DestroyedBatch> {
+  const { db, now } = revoking;
+  let after: AccountRow | undefined;
+  do {
+    const rows = await claimForRevocation(db, filter, { size: batchSize, after }, new Date(now()));
+    if (rows.length > 0) yield await destroyCredentialsOf(revoking, rows, by);
+    after = rows.length < batchSize ? undefined : rows.at(-1);
+  } while (after !== undefined);
+}
+
+async function destroyCredentialsOf(
+  { vault }: Revoking,
+  rows: readonly AccountRow[],
+  { call }: RevokingCall,
+): Promise<DestroyedBatch> {
+  const [first] = rows;
+  if (first === undefined) return { rows, receipts: [] };
+  const { projectId, environment } = first;
+  const accountIds = rows.map(({ id }) => id);
+  const { receipts } = await vault.destroyCredentials({ projectId, environment, accountIds }, ownRight(call));
+  return { rows, receipts };
+}
+
+/** The last step: gives the receipts, those that have none from the vault among them. */
+async function endAccounts(
+  { db, now }: Revoking,
+  { rows, receipts }: DestroyedBatch,
   { action, call }: RevokingCall,
 ): Promise<readonly RevocationReceipt[]> {
   const [first] = rows;
   if (first === undefined) return [];
   const accountIds = rows.map(({ id }) => id);
-  const { projectId, environment } = first;
-  const { receipts } = await vault.destroyCredentials({ projectId, environment, accountIds }, ownRight(call));
   const byAccount = new Map(receipts.map((receipt) => [receipt.accountId, receipt]));
   const time = new Date(now());
   const receiptOf = (row: AccountRow) => byAccount.get(row.id) ?? nothingDestroyed(row, time);
   await db.transaction().execute(async (tx) => {
-    const ended = await finishRevocation(tx, projectId, accountIds, time);
+    const ended = await finishRevocation(tx, first.projectId, accountIds, time);
     await insertAuditEntries(tx, call, time, ...ended.map((row) => auditEntryOf(row, action)));
     await insertEvents(tx, time, ...ended.map((row) => eventOf(row, receiptOf(row))));
   });
   return rows.map(receiptOf);
+}
+
+/** The same items, each begun while the one before it is in use. */
+async function* oneAhead<Item>(items: AsyncGenerator<Item>): AsyncGenerator<Item> {
+  const begin = () => {
+    const item = items.next();
+    // Told when it is its turn.
+    item.catch(() => undefined);
+    return item;
+  };
+  let next = begin();
+  try {
+    for (let { value, done } = await next; done !== true; { value, done } = await next) {
+      next = begin();
+      yield value;
+    }
+  } finally {
+    await next.catch(() => undefined);
+  }
 }
 
 /** Whose account it is, as receipts say it. */

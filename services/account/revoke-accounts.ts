@@ -51,7 +51,12 @@ export function revocationHandlers(
     async deleteAccount(request, call) {
       const row = await getAnyAccount(db, request, request.accountId, toDo("manage", call));
       const { projectId, environment, externalUserId, id: accountId } = row;
-      await claimForRevocation(db, { projectId, environment, externalUserId, accountId }, 1, new Date(now()));
+      await claimForRevocation(
+        db,
+        { projectId, environment, externalUserId, accountId },
+        { size: 1, after: undefined },
+        new Date(now()),
+      );
       const [receipt] = await destroyAccounts(revoking, [row], { action: "DeleteAccount", call });
       return { receipt };
     },

@@ -9,12 +9,12 @@ import { StatusError } from "#libs/errors.ts";
 import type { Call } from "#libs/rpc.ts";
 import { Account, AccountState } from "#proto/deputy/account/v1/accounts.ts";
 import type { WatchAccountsRequest, WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
-import { type AccountChange, presentPlace, readChanges } from "./account-changes.ts";
+import { type AccountChange, accountsOf, presentPlace, readChanges, statesOf } from "./account-changes.ts";
 import { type AccountKey, listAccountsByKey } from "./accounts.ts";
 import type { HandlerGroup } from "./handler-group.ts";
 import { accountMessage } from "./messages.ts";
 import { readResumeToken, writeResumeToken } from "./resume-tokens.ts";
-import type { AccountDatabase } from "./schema.ts";
+import type { AccountDatabase, AccountRow } from "./schema.ts";
 
 /** Where account processes hear of changes. */
 export type AccountSignals = Pick<Signals<"account_changes">, "count" | "next" | "stopping">;
@@ -43,11 +43,12 @@ async function* watchAccounts(
     const accounts = await listAccountsByKey(db, after, pageSize);
     for (const account of accounts) {
       const resumeToken = writeResumeToken({ place, snapshotAfter: account });
-      yield { account: accountMessage(account), resumeToken, changesUse: true };
+      yield { ...nothing, account: accountMessage(account), resumeToken, changesUse: true };
     }
     after = accounts.length < pageSize ? undefined : accounts.at(-1);
   }
   const reader = readChanges(db, place);
+  const messagesOf = request.changesOfUseOnly ? useMessages : accountMessages;
   const isOver = () => call.signal.aborted || signals.stopping.aborted;
   // The first look comes before the first heartbeat: a place that is of no use is refused at once.
   for (let dueMs = performance.now(); !isOver(); dueMs = performance.now() + heartbeatMs) {
@@ -55,15 +56,11 @@ async function* watchAccounts(
       const seen = signals.count("account_changes");
       const before = writeResumeToken({ place: reader.place });
       const { changes, more } = await reader.read();
-      for (const [index, change] of changes.entries()) {
-        const isLast = index === changes.length - 1;
-        const resumeToken = isLast ? writeResumeToken({ place: reader.place }) : before;
-        yield { account: changedAccount(change), resumeToken, changesUse: change.changesUse };
-      }
+      yield* messagesOf(db, changes, { before, after: writeResumeToken({ place: reader.place }) });
       leftMs = dueMs - performance.now();
       if (leftMs > 0 && !more) await signals.next("account_changes", seen, leftMs, call.signal);
     }
-    yield { account: undefined, resumeToken: writeResumeToken({ place: reader.place }), changesUse: false };
+    yield { ...nothing, resumeToken: writeResumeToken({ place: reader.place }) };
   }
 }
 
@@ -73,7 +70,46 @@ async function beginning(db: AccountDatabase, { resumeToken, changesOnly }: Watc
   return { place: await presentPlace(db), snapshotAfter: changesOnly ? undefined : beforeAll };
 }
 
-function changedAccount({ account, projectId, accountId, environment }: AccountChange): Account {
+interface ResumeTokens {
+  readonly before: string;
+  readonly after: string;
+}
+
+const nothing = { account: undefined, changesUse: false, useChanges: [] };
+
+/** Each change by itself; who goes on in the middle of them is told all of them again. */
+async function* accountMessages(
+  db: AccountDatabase,
+  changes: readonly AccountChange[],
+  { before, after }: ResumeTokens,
+): AsyncGenerator<WatchAccountsResponse> {
+  const accounts = await accountsOf(db, changes);
+  for (const [index, change] of changes.entries()) {
+    const resumeToken = index === changes.length - 1 ? after : before;
+    const account = changedAccount(change, accounts[index]);
+    yield { ...nothing, account, resumeToken, changesUse: change.changesUse };
+  }
+}
+
+/** Those that matter to use, in one message. */
+async function* useMessages(
+  db: AccountDatabase,
+  changes: readonly AccountChange[],
+  { after }: ResumeTokens,
+): AsyncGenerator<WatchAccountsResponse> {
+  const ofUse = changes.filter(({ changesUse }) => changesUse);
+  const states = await statesOf(db, ofUse);
+  if (ofUse.length === 0) return;
+  const useChanges = ofUse.map(({ projectId, accountId }, index) => {
+    return { projectId, accountId, state: AccountState[states[index] ?? "REVOKED"] };
+  });
+  yield { ...nothing, resumeToken: after, changesUse: true, useChanges };
+}
+
+function changedAccount(
+  { projectId, accountId, environment }: AccountChange,
+  account: AccountRow | undefined,
+): Account {
   if (account !== undefined) return accountMessage(account);
   return Account.fromPartial({ id: accountId, projectId, environment, state: AccountState.REVOKED });
 }

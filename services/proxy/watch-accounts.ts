@@ -32,15 +32,16 @@ export function watchAccounts({ account, holds, log }: AccountWatchOptions): { s
     let isFirst = true;
     const open = (silence: AbortSignal) => {
       const signal = AbortSignal.any([silence, stopping.signal]);
-      return account.watchAccounts({ resumeToken, changesOnly: true }, { deadlineMs: Date.now() + streamMs, signal });
+      const options = { deadlineMs: Date.now() + streamMs, signal };
+      return account.watchAccounts({ resumeToken, changesOnly: true, changesOfUseOnly: true }, options);
     };
     for await (const message of untilSilent(open)) {
       if (isFirst) onBegin();
       isFirst = false;
       ({ resumeToken } = message);
-      if (message.account === undefined || !message.changesUse) continue;
-      const { projectId, id: accountId, state } = message.account;
-      holds.invalidate({ projectId, accountId }, { kind: state === AccountState.ACTIVE ? "over" : "revoked" });
+      for (const { projectId, accountId, state } of message.useChanges) {
+        holds.invalidate({ projectId, accountId }, { kind: state === AccountState.ACTIVE ? "over" : "revoked" });
+      }
     }
   }
 

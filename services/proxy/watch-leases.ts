@@ -10,6 +10,7 @@ import {
   type LeaseInvalidation,
   LeaseInvalidationReason,
   type WatchLeasesRequest,
+  type WatchLeasesResponse,
 } from "#proto/deputy/vault/v1/leases.ts";
 import { keepWatching, streamMs, untilSilent } from "./keep-watching.ts";
 import type { LeaseHolds, LeaseNews } from "./lease-holds.ts";
@@ -53,9 +54,9 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
         if (say === undefined) onBegin();
         say = tell;
         let acknowledged = 0n;
-        if (message?.$case === "invalidation") {
-          const { projectId, accountId, sequence } = message.value;
-          holds.invalidate({ projectId, accountId }, newsOf(message.value));
+        for (const invalidation of invalidationsIn(message)) {
+          const { projectId, accountId, sequence } = invalidation;
+          holds.invalidate({ projectId, accountId }, newsOf(invalidation));
           acknowledged = sequence;
         }
         // The vault keeps the highest; a heartbeat is answered so that it knows of this process.
@@ -78,6 +79,11 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
       await Promise.race([watching, sleep(goodbyeMs)]);
     },
   };
+}
+
+function invalidationsIn(message: WatchLeasesResponse["message"]): readonly LeaseInvalidation[] {
+  if (message?.$case === "invalidations") return message.value.invalidations;
+  return message?.$case === "invalidation" ? [message.value] : [];
 }
 
 /** A refresh without a lease in the place of the old one says that the access token of before works no more. */

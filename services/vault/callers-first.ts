@@ -2,12 +2,12 @@
 // queues thousands of calls to providers, which would otherwise take the time of the very call that queued them.
 import { setTimeout as sleep } from "node:timers/promises";
 
-// The next batch of an environment comes this soon after the one before it.
-const pauseMs = 100;
-const lookMs = 20;
+// The next batch of an environment comes this soon after the one before it, on a busy machine too.
+const pauseMs = 500;
+const lookMs = 50;
 
 // Who destroys without end must not keep providers from being told: after so long nobody stands back until there was a pause.
-const mostMs = 5_000;
+const mostMs = 20_000;
 
 /** Who goes before whom in one process. */
 export interface CallersFirst {

@@ -61,9 +61,10 @@ export async function* watchLeases(
       for (let leftMs = heartbeatMs; leftMs > 0 && !ended.aborted; leftMs = dueMs - performance.now()) {
         const seen = signals.count("lease_invalidations");
         const rows = await listInvalidationsAfter(db, sent, batchSize);
-        for (const row of rows) {
-          sent = row.sequence;
-          yield { message: { $case: "invalidation", value: invalidationMessage(row) } };
+        sent = rows.at(-1)?.sequence ?? sent;
+        if (rows.length > 0) {
+          const invalidations = rows.map(invalidationMessage);
+          yield { message: { $case: "invalidations", value: { invalidations } } };
         }
         for (const refresh of refreshed.take()) {
           yield { message: { $case: "invalidation", value: refreshMessage(refresh, sent) } };

@@ -7,7 +7,7 @@ import { createClient } from "#libs/rpc-client.ts";
 import type { RunningServer } from "#libs/rpc-server.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Account, AccountState } from "#proto/deputy/account/v1/accounts.ts";
-import type { WatchAccountsRequest, WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
+import type { AccountUseChange, WatchAccountsRequest, WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
 import { watchAccounts } from "../../services/proxy/watch-accounts.ts";
 import { startStandIn } from "../support/stand-in-service.ts";
 import { testTls } from "../support/tls.ts";
@@ -41,7 +41,7 @@ async function* standIn(request: WatchAccountsRequest): AsyncGenerator<WatchAcco
   for (;;) {
     for (const word of words.splice(0)) {
       if (word === "cut") return;
-      yield { account: undefined, resumeToken: "", changesUse: false, ...word };
+      yield { account: undefined, resumeToken: "", changesUse: false, useChanges: [], ...word };
     }
     await new Promise<void>((resolve) => {
       wake = resolve;
@@ -88,15 +88,16 @@ afterEach(() => watch.stop());
 const forward = () =>
   fixture.gateway.forward(forwardRequest(), { token: fixture.token, deadlineMs: Date.now() + 20_000 });
 
-function changed(more: Partial<Account> = {}, changesUse = true): Partial<WatchAccountsResponse> {
-  const whose = { id: "apn_1", projectId: "proj_1", state: AccountState.ACTIVE };
-  return { account: Account.fromPartial({ ...whose, ...more }), resumeToken: "after-change", changesUse };
+function changed(...changes: Partial<AccountUseChange>[]): Partial<WatchAccountsResponse> {
+  const whose = { accountId: "apn_1", projectId: "proj_1", state: AccountState.ACTIVE };
+  const useChanges = (changes.length === 0 ? [{}] : changes).map((change) => ({ ...whose, ...change }));
+  return { resumeToken: "after-change", changesUse: true, useChanges };
 }
 
 /** Waits until what was said before this has been heard: words come in order. */
 async function heard(): Promise<void> {
   const id = `apn_last_${noted.length}`;
-  say({ ...changed({ id }), resumeToken: "heard" });
+  say({ ...changed({ accountId: id }), resumeToken: "heard" });
   await expect.poll(() => noted, { timeout: 10_000, interval: 5 }).toContain(id);
 }
 
@@ -104,8 +105,7 @@ test("asks again for an account that changed, and for no other", async () => {
   await forward();
   await forward();
   expect(fixture.accountReads).toHaveLength(1);
-  say(changed({ id: "apn_2" }));
-  say(changed({ projectId: "proj_2" }));
+  say(changed({ accountId: "apn_2" }, { projectId: "proj_2" }));
   await heard();
   await forward();
   expect(fixture.accountReads).toHaveLength(1);
@@ -118,7 +118,7 @@ test("asks again for an account that changed, and for no other", async () => {
 
 test("keeps what it has when nothing changed that matters to use", async () => {
   await forward();
-  say(changed({ name: "new" }, false));
+  say({ account: Account.fromPartial({ id: "apn_1", projectId: "proj_1", name: "new" }), resumeToken: "renamed" });
   say({ resumeToken: "heartbeat" });
   await heard();
   await forward();
@@ -146,7 +146,7 @@ test("breaks off what is in flight for an account that is being revoked, and not
 });
 
 test("begins without a snapshot, and goes on after a loss where it was", async () => {
-  expect(opened).toEqual([{ resumeToken: "", changesOnly: true }]);
+  expect(opened).toEqual([{ resumeToken: "", changesOnly: true, changesOfUseOnly: true }]);
   say(changed());
   await heard();
   say("cut");

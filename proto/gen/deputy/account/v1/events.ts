@@ -5,7 +5,7 @@
 import { BinaryReader, BinaryWriter } from "@bufbuild/protobuf/wire";
 import { Struct } from "../../../google/protobuf/struct.ts";
 import { Timestamp } from "../../../google/protobuf/timestamp.ts";
-import { Account } from "./accounts.ts";
+import { Account, AccountState } from "./accounts.ts";
 import { Environment } from "./environment.ts";
 
 export const protobufPackage = "deputy.account.v1";
@@ -210,6 +210,11 @@ export interface WatchAccountsRequest {
   resumeToken: string;
   /** Optional. Begins without a snapshot, with what changes from now on, or has a moment ago; read only without a resume token. */
   changesOnly: boolean;
+  /**
+   * Optional. Changes that cannot matter to those who use the account are left out, and the others come as `use_changes`, as many
+   * at a time as there are.
+   */
+  changesOfUseOnly: boolean;
 }
 
 /**
@@ -233,6 +238,18 @@ export interface WatchAccountsResponse {
    * than its name or its health.
    */
   changesUse: boolean;
+  /** Output only. In the place of `account`, where `changes_of_use_only` was asked for: the accounts that have changed. */
+  useChanges: AccountUseChange[];
+}
+
+/** An account whose use has changed: whoever remembers that it may be used has to ask anew. */
+export interface AccountUseChange {
+  /** Output only. The project. */
+  projectId: string;
+  /** Output only. The account. */
+  accountId: string;
+  /** Output only. The state that it is in now: not active means not to be used, by anybody. */
+  state: AccountState;
 }
 
 function createBaseWebhook(): Webhook {
@@ -1452,7 +1469,7 @@ export const ReplayEventsResponse: MessageFns<ReplayEventsResponse> = {
 };
 
 function createBaseWatchAccountsRequest(): WatchAccountsRequest {
-  return { resumeToken: "", changesOnly: false };
+  return { resumeToken: "", changesOnly: false, changesOfUseOnly: false };
 }
 
 export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
@@ -1462,6 +1479,9 @@ export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
     }
     if (message.changesOnly !== false) {
       writer.uint32(16).bool(message.changesOnly);
+    }
+    if (message.changesOfUseOnly !== false) {
+      writer.uint32(24).bool(message.changesOfUseOnly);
     }
     return writer;
   },
@@ -1495,6 +1515,14 @@ export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
             message.changesOnly = reader.bool();
             continue;
           }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.changesOfUseOnly = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1514,12 +1542,13 @@ export const WatchAccountsRequest: MessageFns<WatchAccountsRequest> = {
     const message = createBaseWatchAccountsRequest();
     message.resumeToken = object.resumeToken ?? "";
     message.changesOnly = object.changesOnly ?? false;
+    message.changesOfUseOnly = object.changesOfUseOnly ?? false;
     return message;
   },
 };
 
 function createBaseWatchAccountsResponse(): WatchAccountsResponse {
-  return { account: undefined, resumeToken: "", changesUse: false };
+  return { account: undefined, resumeToken: "", changesUse: false, useChanges: [] };
 }
 
 export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
@@ -1532,6 +1561,9 @@ export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
     }
     if (message.changesUse !== false) {
       writer.uint32(24).bool(message.changesUse);
+    }
+    for (const v of message.useChanges) {
+      AccountUseChange.encode(v!, writer.uint32(34).fork()).join();
     }
     return writer;
   },
@@ -1573,6 +1605,14 @@ export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
             message.changesUse = reader.bool();
             continue;
           }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.useChanges.push(AccountUseChange.decode(reader, reader.uint32()));
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1595,6 +1635,86 @@ export const WatchAccountsResponse: MessageFns<WatchAccountsResponse> = {
       : undefined;
     message.resumeToken = object.resumeToken ?? "";
     message.changesUse = object.changesUse ?? false;
+    message.useChanges = object.useChanges?.map((e) => AccountUseChange.fromPartial(e)) || [];
+    return message;
+  },
+};
+
+function createBaseAccountUseChange(): AccountUseChange {
+  return { projectId: "", accountId: "", state: 0 };
+}
+
+export const AccountUseChange: MessageFns<AccountUseChange> = {
+  encode(message: AccountUseChange, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    if (message.projectId !== "") {
+      writer.uint32(10).string(message.projectId);
+    }
+    if (message.accountId !== "") {
+      writer.uint32(18).string(message.accountId);
+    }
+    if (message.state !== 0) {
+      writer.uint32(24).int32(message.state);
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): AccountUseChange {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseAccountUseChange();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.projectId = reader.string();
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.accountId = reader.string();
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.state = reader.int32() as any;
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<AccountUseChange>): AccountUseChange {
+    return AccountUseChange.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<AccountUseChange>): AccountUseChange {
+    const message = createBaseAccountUseChange();
+    message.projectId = object.projectId ?? "";
+    message.accountId = object.accountId ?? "";
+    message.state = object.state ?? 0;
     return message;
   },
 };

@@ -194,7 +194,16 @@ export interface WatchLeasesResponse {
      * was asked for before is void.
      */
     { $case: "heartbeat"; value: LeaseHeartbeat }
+    | //
+    /** The same as `invalidation`, of several accounts that are destroyed together. */
+    { $case: "invalidations"; value: LeaseInvalidations }
     | undefined;
+}
+
+/** Several that were told at the same time, in the order of their sequence numbers: the last one is acknowledged for all. */
+export interface LeaseInvalidations {
+  /** Output only. At least one. */
+  invalidations: LeaseInvalidation[];
 }
 
 /**
@@ -1303,6 +1312,9 @@ export const WatchLeasesResponse: MessageFns<WatchLeasesResponse> = {
       case "heartbeat":
         LeaseHeartbeat.encode(message.message.value, writer.uint32(18).fork()).join();
         break;
+      case "invalidations":
+        LeaseInvalidations.encode(message.message.value, writer.uint32(26).fork()).join();
+        break;
     }
     return writer;
   },
@@ -1336,6 +1348,14 @@ export const WatchLeasesResponse: MessageFns<WatchLeasesResponse> = {
             message.message = { $case: "heartbeat", value: LeaseHeartbeat.decode(reader, reader.uint32()) };
             continue;
           }
+          case 3: {
+            if (tag !== 26) {
+              break;
+            }
+
+            message.message = { $case: "invalidations", value: LeaseInvalidations.decode(reader, reader.uint32()) };
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1366,7 +1386,68 @@ export const WatchLeasesResponse: MessageFns<WatchLeasesResponse> = {
         }
         break;
       }
+      case "invalidations": {
+        if (object.message?.value !== undefined && object.message?.value !== null) {
+          message.message = { $case: "invalidations", value: LeaseInvalidations.fromPartial(object.message.value) };
+        }
+        break;
+      }
     }
+    return message;
+  },
+};
+
+function createBaseLeaseInvalidations(): LeaseInvalidations {
+  return { invalidations: [] };
+}
+
+export const LeaseInvalidations: MessageFns<LeaseInvalidations> = {
+  encode(message: LeaseInvalidations, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.invalidations) {
+      LeaseInvalidation.encode(v!, writer.uint32(10).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): LeaseInvalidations {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseLeaseInvalidations();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.invalidations.push(LeaseInvalidation.decode(reader, reader.uint32()));
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+
+  create(base?: DeepPartial<LeaseInvalidations>): LeaseInvalidations {
+    return LeaseInvalidations.fromPartial(base ?? {});
+  },
+  fromPartial(object: DeepPartial<LeaseInvalidations>): LeaseInvalidations {
+    const message = createBaseLeaseInvalidations();
+    message.invalidations = object.invalidations?.map((e) => LeaseInvalidation.fromPartial(e)) || [];
     return message;
   },
 };
