@@ -12,7 +12,7 @@ import { pipeline } from "node:stream/promises";
 import { createServer, type TLSSocket } from "node:tls";
 import * as grpc from "@grpc/grpc-js";
 import { streamingProxyDefinition } from "#libs/chunk-codec.ts";
-import { serialize } from "#libs/rpc.ts";
+import { serialize } from "#libs/message-bytes.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
 import {
   ForwardRequest,

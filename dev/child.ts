@@ -9,9 +9,9 @@ const root = join(import.meta.dirname, "..");
 
 /**
  * What Node is told of every service; the image says the same. No prototype tricks, no debugger by signal. Forbidding code from
- * strings as well is not to be had: the health service's protobufjs and fastify's router compile functions at start. And a
- * small space for new objects: the bytes of bodies hang on objects in it, and in a large one so many gather before it is
- * emptied that the whole heap is marked instead, every 10 MB that are passed on, which takes two thirds of the time of all.
+ * strings as well is not to be had: the health service's protobufjs and fastify's router compile functions at start. Room for new
+ * objects, also where a container's memory would give little: what belongs to many requests in flight is not copied again and again.
+ * And the proxy empties it by itself when bodies pass (services/proxy/body-memory.ts).
  */
 export const serviceFlags = ["--disable-proto=delete", "--disable-sigusr1", "--max-semi-space-size=32", "--expose-gc"];
 

@@ -4,13 +4,13 @@ import { once } from "node:events";
 import tls from "node:tls";
 import * as grpc from "@grpc/grpc-js";
 import { type StatusCode, StatusError } from "./errors.ts";
+import { serialize } from "./message-bytes.ts";
 import {
   type CallOptions,
   type Client,
   type MethodDefinition,
   maxMessageBytes,
   type ServiceDefinition,
-  serialize,
   serviceOfCertificate,
   type TlsIdentity,
 } from "./rpc.ts";

@@ -12,6 +12,7 @@ import { type CallsAtWork, callsAtWork, within } from "./calls-at-work.ts";
 import { StatusError, statusCodes } from "./errors.ts";
 import { soundRequestId } from "./ids.ts";
 import type { Logger } from "./log.ts";
+import { serialize } from "./message-bytes.ts";
 import { peerServices } from "./peer-service.ts";
 import {
   type Call,
@@ -20,7 +21,6 @@ import {
   type MethodName,
   maxMessageBytes,
   type ServiceDefinition,
-  serialize,
   type TlsIdentity,
 } from "./rpc.ts";
 import { type Authenticate, identify } from "./rpc-identity.ts";
@@ -38,8 +38,6 @@ const connectionLimits = {
   "grpc.max_concurrent_streams": 1000,
   "grpc.keepalive_time_ms": 60_000,
   "grpc.keepalive_timeout_ms": 20_000,
-  // Nobody asks for its counts, which are kept for every call.
-  "grpc.enable_channelz": 0,
 };
 
 // Whoever watches for longer opens the stream anew; access tokens end after an hour as well.

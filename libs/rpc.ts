@@ -2,13 +2,12 @@
 // clients are `async (request, call) => response`, streams are async iterables. rpc-server.ts and rpc-client.ts put it on
 // grpc-js. A `Call` is at once what a handler is told and what it hands to its own clients, so that request id, deadline,
 // cancellation and the caller's token go along by passing it on.
-import { BinaryWriter } from "@bufbuild/protobuf/wire";
 import type { Caller } from "./callers.ts";
 import type { Secret } from "./secret.ts";
 
 /** A message type as ts-proto generates it. */
 export interface MessageType {
-  encode(message: never, writer?: BinaryWriter): { finish(): Uint8Array };
+  encode(message: never, writer?: never): { finish(): Uint8Array };
   decode(bytes: Uint8Array): unknown;
   fromPartial(partial: never): unknown;
 }
@@ -83,20 +82,6 @@ export function serviceOfCertificate(subjectAltName: string | undefined, trustDo
   const prefix = `URI:spiffe://${trustDomain}/`;
   const entry = subjectAltName?.split(", ").find((name) => name.startsWith(prefix));
   return entry?.slice(prefix.length);
-}
-
-// One for all messages that are not large: it keeps the buffer that it has grown to their size.
-let writer = new BinaryWriter();
-const keptBytes = 65_536;
-
-/** A message as bytes: those that the codec made, not a copy of them. */
-export function serialize(type: MessageType, message: unknown): Buffer {
-  const own = writer;
-  // Not kept when the codec throws half way.
-  writer = new BinaryWriter();
-  const { buffer, byteOffset, byteLength } = type.encode(message as never, own).finish();
-  if (byteLength <= keptBytes) writer = own;
-  return Buffer.from(buffer, byteOffset, byteLength);
 }
 
 /** The largest message either side takes: a body of 8 MiB with its head. */

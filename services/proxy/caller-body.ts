@@ -3,11 +3,15 @@
 import { Readable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
 import { invalidField, StatusError } from "#libs/errors.ts";
-import type { ForwardStreamRequest } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { passedOn } from "./body-memory.ts";
 
-/** What the caller sends after the head. */
-export type Pieces = AsyncIterator<ForwardStreamRequest>;
+/** A message of the caller's: a chunk, after the head. */
+interface Piece {
+  readonly piece?: { readonly $case: string; readonly value: unknown } | undefined;
+}
+
+/** What the caller sends. */
+export type Pieces = AsyncIterator<Piece>;
 
 /** A body whose first chunk is there. */
 export interface CallerBody {
@@ -69,11 +73,12 @@ export async function callerBody(pieces: Pieces): Promise<CallerBody | undefined
 }
 
 /** The chunk; undefined at the end. */
-function chunkIn({ value, done }: IteratorResult<ForwardStreamRequest, unknown>): Buffer | undefined {
+function chunkIn({ value, done }: IteratorResult<Piece, unknown>): Buffer | undefined {
   if (done === true) return undefined;
   if (value.piece?.$case !== "chunk") throw invalidField("chunk", "is required in every message after the first");
-  passedOn(value.piece.value);
-  return value.piece.value;
+  const chunk = value.piece.value as Buffer;
+  passedOn(chunk);
+  return chunk;
 }
 
 /** A caller who opens a stream and says nothing must not keep it. */

@@ -2,12 +2,15 @@
 // queues thousands of calls to providers, which would otherwise take the time of the very call that queued them.
 import { setTimeout as sleep } from "node:timers/promises";
 
-// The next batch of an environment comes this soon after the one before it, on a busy machine too.
-const pauseMs = 500;
 const lookMs = 50;
 
-// Who destroys without end must not keep providers from being told: after so long nobody stands back until there was a pause.
-const mostMs = 20_000;
+/** How long background work stands back. */
+export interface StandingBack {
+  /** The next batch of an environment comes this soon after the one before it, on a busy machine too. */
+  readonly pauseMs: number;
+  /** Who destroys without end must not keep providers from being told: after so long nobody stands back until there was a pause. */
+  readonly mostMs: number;
+}
 
 /** Who goes before whom in one process. */
 export interface CallersFirst {
@@ -18,7 +21,7 @@ export interface CallersFirst {
 }
 
 /** One for a process. */
-export function callersFirst(): CallersFirst {
+export function callersFirst({ pauseMs, mostMs }: StandingBack = { pauseMs: 500, mostMs: 20_000 }): CallersFirst {
   let atWork = 0;
   let busySinceMs = 0;
   let endMs = Number.NEGATIVE_INFINITY;

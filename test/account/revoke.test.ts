@@ -131,7 +131,7 @@ test.each<[string, Target, number]>([
 
 test("takes up after a failure in the middle what it has begun", async () => {
   const acme = await newProject(account);
-  const ids = await insertAccounts(account, acme.projectId, 450);
+  const ids = await insertAccounts(account, acme.projectId, 900);
   let batches = 0;
   vault.hooks.before = async (method) => {
     if (method === "destroyCredentials" && ++batches === 2) vault.failNext("destroyCredentials");
@@ -140,11 +140,86 @@ test("takes up after a failure in the middle what it has begun", async () => {
   delete vault.hooks.before;
   expect(await states(acme.projectId)).toEqual(["ACTIVE", "REVOKED", "REVOKING"]);
   const rest = await revokeAll(acme.token);
-  expect(rest).toHaveLength(250);
-  expect(rest[0]?.totalSize).toBe(250);
+  expect(rest).toHaveLength(500);
+  expect(rest[0]?.totalSize).toBe(500);
   expect(await states(acme.projectId)).toEqual(["REVOKED"]);
-  expect(ids.filter((id) => vault.destroyed.has(id))).toHaveLength(450);
+  expect(ids.filter((id) => vault.destroyed.has(id))).toHaveLength(900);
 });
+
+/** Holds the vault's answer to the second batch back; `onFirst` runs before it answers to the first. */
+function holdSecondBatch(onFirst = async () => {}) {
+  const [asked, gate] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  let batches = 0;
+  vault.hooks.before = async (method) => {
+    if (method !== "destroyCredentials") return;
+    batches += 1;
+    if (batches === 1) return onFirst();
+    asked.resolve();
+    await gate.promise;
+  };
+  const release = () => {
+    delete vault.hooks.before;
+    gate.resolve();
+  };
+  return { asked: asked.promise, release };
+}
+
+test("has the vault at work on the next batch while the accounts of one are ended, and tells of that one at once", async () => {
+  const acme = await newProject(account);
+  const ids = (await insertAccounts(account, acme.projectId, 500)).sort();
+  // One of the first batch cannot be ended.
+  const { asked, release } = holdSecondBatch(async () => {
+    await account.owner.query("begin");
+    await account.owner.query("select from accounts where id = $1 for update", [ids[0]]);
+  });
+  const receipts: unknown[] = [];
+  const all = (async () => {
+    const stream = api.revokeAllAccounts({ environment: development, target: everything }, call(acme.token));
+    for await (const { receipt } of stream) receipts.push(receipt?.accountId);
+  })();
+  await asked;
+  expect(await states(acme.projectId)).toEqual(["REVOKING"]);
+  await account.owner.query("commit");
+  await expect.poll(() => receipts.length, { timeout: 10_000 }).toBe(400);
+  expect(await states(acme.projectId)).toEqual(["REVOKED", "REVOKING"]);
+  release();
+  await all;
+  expect(receipts).toEqual(ids);
+});
+
+test("leaves what it has begun to be taken up when its caller leaves", async () => {
+  const acme = await newProject(account);
+  await insertAccounts(account, acme.projectId, 500);
+  const { asked, release } = holdSecondBatch();
+  const leaving = new AbortController();
+  const options = { ...call(acme.token), signal: leaving.signal };
+  const stream = api.revokeAllAccounts({ environment: development, target: everything }, options);
+  const reading = collect(stream);
+  await asked;
+  leaving.abort();
+  await expect(reading).rejects.toMatchObject({ code: "CANCELLED" });
+  release();
+  const rest = await revokeAll(acme.token, everything, { includeRevoked: true });
+  expect(new Set(rest.map(({ receipt }) => receipt?.accountId)).size).toBe(500);
+  expect(await states(acme.projectId)).toEqual(["REVOKED"]);
+});
+
+test("revokes what comes while it runs as well, wherever it stands in the order", async () => {
+  const acme = await newProject(account);
+  await insertAccounts(account, acme.projectId, 10);
+  const late = { ...(await accountRow(acme.projectId)), id: "apn_late", createTime: new Date(0) };
+  vault.hooks.before = async (method) => {
+    if (method !== "destroyCredentials") return;
+    delete vault.hooks.before;
+    await db.insertInto("accounts").values(late).execute();
+  };
+  const receipts = await revokeAll(acme.token);
+  expect(receipts).toHaveLength(11);
+  expect(receipts.at(-1)).toMatchObject({ totalSize: 11, receipt: { accountId: "apn_late" } });
+});
+
+const accountRow = (projectId: string) =>
+  db.selectFrom("accounts").selectAll().where("projectId", "=", projectId).limit(1).executeTakeFirstOrThrow();
 
 test("ends well when two revoke the same at once", async () => {
   const acme = await newProject(account);
@@ -237,7 +312,7 @@ test("tells each revocation once, in the audit and as an event, by whichever cal
   };
   await expect(revokeAll(acme.token)).rejects.toMatchObject({ code: "UNAVAILABLE" });
   delete vault.hooks.before;
-  expect((await told()).revoked).toHaveLength(200);
+  expect((await told()).revoked).toHaveLength(400);
   await revokeAll(acme.token);
   await revokeAll(acme.token, everything, { includeRevoked: true });
   await api.deleteAccount({ environment: development, accountId: ids[0] ?? "" }, call(acme.token));

@@ -88,30 +88,6 @@ test("begins with what changes from now on when a snapshot is not wanted", async
   expect(stream.ids()).not.toContain(old.id);
 });
 
-test("tells of use alone where that is asked for, of all that changed together at once", async () => {
-  const { projectId } = await newProject(account);
-  const ids = await insertAccounts(account, projectId, 3, "crowd");
-  const whole = follow({ changesOnly: true });
-  const use = follow({ changesOnly: true, changesOfUseOnly: true });
-  await Promise.all([whole.begun(), use.begun()]);
-  const set = (change: string) => owner.query(`update accounts set ${change} where id = any($1)`, [ids]);
-  await set("name = 'new'");
-  await set("state = 'REVOKING', revoke_time = now()");
-  await set("external_user_id = 'bob'");
-  await set("state = 'REVOKED'");
-  await whole.until(({ account }) => account?.state === AccountState.REVOKED);
-  const { useChanges } = await use.until((message) => message.useChanges.length > 0);
-  const inOrder = [...useChanges].sort((one, other) => one.accountId.localeCompare(other.accountId));
-  expect(inOrder.map(({ projectId, accountId }) => [projectId, accountId])).toEqual(
-    [...ids].sort().map((id) => [projectId, id]),
-  );
-  for (const { state } of useChanges) expect([AccountState.REVOKING, AccountState.REVOKED]).toContain(state);
-  // One word for the three, and none for what came before and after it.
-  await sleep(1_200);
-  expect(use.messages.flatMap((message) => message.useChanges)).toHaveLength(3);
-  expect(use.changes()).toEqual([]);
-});
-
 test("tells soon, and at another process too", async ({ annotate }) => {
   const { id } = await newKeyAccount(account, acme.token);
   for (const [name, client] of Object.entries({ proxy, second, operator })) {

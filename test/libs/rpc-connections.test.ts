@@ -8,6 +8,7 @@ import { describe, expect, test } from "vitest";
 import { createClient } from "#libs/rpc-client.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
 import { ForwardResponse, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { atEnd, failure, startTestServer, within } from "../support/rpc.ts";
 import { testTls } from "../support/tls.ts";
@@ -78,7 +79,7 @@ describe("a drain", () => {
       definition: AccountServiceDefinition,
       handlers: {
         async *watchAccounts(_request, { signal }) {
-          yield { cursor: "1", change: undefined } as never;
+          yield WatchAccountsResponse.fromPartial({ resumeToken: "1" });
           await sleep(20_000, undefined, { signal }).finally(() => {
             aborted = signal.aborted;
           });

@@ -7,6 +7,7 @@ import type { Call } from "#libs/rpc.ts";
 import { createClient } from "#libs/rpc-client.ts";
 import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
 import { ForwardResponse, ProxyServiceDefinition } from "#proto/deputy/proxy/v1/proxy_service.ts";
 import { atEnd, failure, startTestServer, within } from "../support/rpc.ts";
 import { testTls } from "../support/tls.ts";
@@ -61,7 +62,7 @@ describe("a call", () => {
       definition: AccountServiceDefinition,
       handlers: {
         async *watchAccounts() {
-          for (const cursor of ["1", "2", "3"]) yield { cursor, change: undefined } as never;
+          for (const resumeToken of ["1", "2", "3"]) yield WatchAccountsResponse.fromPartial({ resumeToken });
         },
       },
     });
@@ -69,7 +70,7 @@ describe("a call", () => {
       { projectId: "proj_1", environment: Environment.PRODUCTION } as never,
       within(5000),
     );
-    expect((await all(watch)).length).toBe(3);
+    expect((await all(watch)).map(({ resumeToken }) => resumeToken)).toEqual(["1", "2", "3"]);
   });
 
   test("with streams both ways holds the sender back until the handler reads", async () => {

@@ -14,7 +14,7 @@ const doors: Readonly<Record<string, readonly string[]>> = {
   "grpc-health-check": ["libs/rpc-server.ts"],
   "@bufbuild/protovalidate": ["libs/validation.ts"],
   // The gateway writes down the standard health check, which is not in our contract.
-  "@bufbuild/protobuf": ["libs/validation.ts", "proto/gen/", "services/gateway/health.ts"],
+  "@bufbuild/protobuf": ["libs/message-bytes.ts", "libs/validation.ts", "proto/gen/", "services/gateway/health.ts"],
   pg: ["libs/database.ts"],
   kysely: ["libs/database.ts", "libs/insert-rows.ts", "migrations/", "services/account/", "services/vault/"],
   "graphile-worker": ["migrations/", "services/account/", "services/vault/"],

@@ -50,11 +50,12 @@ export async function watchLeasesAs(
   async function listen(): Promise<void> {
     for await (const { message } of answers) {
       began.resolve();
-      if (message?.$case === "invalidation") {
-        received = message.value.sequence;
-        proxy.invalidations.push(message.value);
-        if (proxy.acknowledging) proxy.acknowledge();
-      } else say({ $case: "acknowledgedSequence", value: acknowledged });
+      if (message?.$case === "heartbeat") say({ $case: "acknowledgedSequence", value: acknowledged });
+      if (message?.$case !== "invalidation" && message?.$case !== "invalidations") continue;
+      const told = message.$case === "invalidation" ? [message.value] : message.value.invalidations;
+      received = told.at(-1)?.sequence ?? received;
+      proxy.invalidations.push(...told);
+      if (proxy.acknowledging) proxy.acknowledge();
     }
   }
 
