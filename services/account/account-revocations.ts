@@ -35,24 +35,32 @@ export async function claimForRevocation(
 ): Promise<readonly AccountRow[]> {
   const from = unrevoked(db, filter).where(isAfter(after));
   const next = from.select("id").orderBy("createTime").orderBy("id").limit(size).forUpdate();
-  const rows = await db
-    .with(
-      (cte) => cte("next").materialized(),
-      () => next,
-    )
-    .updateTable("accounts")
-    .from("next")
-    .set((set) => ({
-      state: "REVOKING",
-      updateTime: time,
-      revokeTime: set.fn.coalesce("revokeTime", set.val(time)),
-    }))
-    .where("accounts.projectId", "=", filter.projectId)
-    .whereRef("accounts.id", "=", "next.id")
-    .returningAll("accounts")
-    .execute();
-  // An update gives them in no order.
-  return rows.sort((one, other) => Number(one.createTime) - Number(other.createTime) || (one.id < other.id ? -1 : 1));
+  return (
+    db
+      .with(
+        (cte) => cte("next").materialized(),
+        () => next,
+      )
+      .with("claimed", (update) =>
+        update
+          .updateTable("accounts")
+          .from("next")
+          .set((set) => ({
+            state: "REVOKING",
+            updateTime: time,
+            revokeTime: set.fn.coalesce("revokeTime", set.val(time)),
+          }))
+          .where("accounts.projectId", "=", filter.projectId)
+          .whereRef("accounts.id", "=", "next.id")
+          .returningAll("accounts"),
+      )
+      // The update by itself gives them in no order, and the next page begins after the last.
+      .selectFrom("claimed")
+      .selectAll()
+      .orderBy("createTime")
+      .orderBy("id")
+      .execute()
+  );
 }
 
 /** Ends the revocation of accounts whose credentials the vault has destroyed; gives those that it had not ended for yet. */

@@ -17,6 +17,7 @@ import { listOverdue, listWaiting } from "./webhook-lanes.ts";
 // Nearly all of the time of a job is waiting for a receiver; endpoints that are slow must not keep others from theirs.
 const concurrency = 50;
 const maxConnections = 6;
+const localQueueMs = 1_000;
 const overdueMs = 10_000;
 const stopMs = 10_000;
 
@@ -48,8 +49,11 @@ export async function startJobs(
     noHandleSignals: true,
     logger: new QueueLogger(() => () => {}),
     // Batched, what is noted of jobs that ended is repeated when the database does not take it, and awaited by a stop.
-    // And one looks for jobs for all: fifty that each look every two seconds would keep the database busy for nothing.
-    preset: { worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0, localQueue: { size: concurrency } } },
+    // And one looks for jobs for all: fifty that each look every two seconds would keep the database busy for nothing. It may take
+    // more than there are hands for; those go back after a second, for another process.
+    preset: {
+      worker: { completeJobBatchDelay: 0, failJobBatchDelay: 0, localQueue: { size: concurrency, ttl: localQueueMs } },
+    },
     crontab: `* * * * * ${sweepTask}\n7 * * * * ${pruneTask}`,
     taskList: {
       [deliverTask]: (payload) => deliverEvents(options, payload as EndpointKey, now, stopping.signal),

@@ -32,14 +32,13 @@ const bufferBytes = 65_536;
 
 /** Waits for the first chunk; undefined when the caller ends without one. */
 export async function callerBody(pieces: Pieces): Promise<CallerBody | undefined> {
-  const first = chunkIn(await inTime(pieces.next()));
+  let first = chunkIn(await inTime(pieces.next()));
   if (first === undefined) return undefined;
-  let isWhole = true;
   let fault: StatusError | undefined;
   let current: Readable | undefined;
 
   function takeNext(stream: Readable): void {
-    isWhole = false;
+    first = undefined;
     pieces
       .next()
       .then((piece) => stream.push(chunkIn(piece) ?? null))
@@ -66,7 +65,7 @@ export async function callerBody(pieces: Pieces): Promise<CallerBody | undefined
       current = stream;
       return stream;
     },
-    isWhole: () => isWhole,
+    isWhole: () => first !== undefined,
     fault: () => fault,
     close: () => void current?.destroy(),
   };

@@ -48,6 +48,8 @@ export async function forward(
       const sentMs = now();
       const answer = await sendLeased(sending, leased, bounded);
       const upstreamDurationMs = now() - sentMs;
+      passedOn(request.body);
+      passedOn(answer.body);
       await refreshIfRefused(vault, sending, request, leased, bounded, answer);
       const { attempts, refreshed } = tally;
       return { ...shown(answer, leased.lease), attempts, refreshed, upstreamDurationMs };
@@ -59,7 +61,6 @@ export async function forward(
 
 /** The answer with the credential masked in it. */
 function shown({ status, headers, body }: EgressAnswer, lease: Leased["lease"]) {
-  passedOn(body);
   const clean = redactor(lease);
   const begin = clean.push(body);
   const rest = clean.end();

@@ -13,6 +13,7 @@ import type { Logger } from "#libs/log.ts";
 import type { Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
 import { AccountState } from "#proto/deputy/account/v1/accounts.ts";
+import type { WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
 import { keepWatching, streamMs, untilSilent } from "./keep-watching.ts";
 import type { LeaseHolds } from "./lease-holds.ts";
 
@@ -39,7 +40,7 @@ export function watchAccounts({ account, holds, log }: AccountWatchOptions): { s
       if (isFirst) onBegin();
       isFirst = false;
       ({ resumeToken } = message);
-      for (const { projectId, accountId, state } of message.useChanges) {
+      for (const { projectId, accountId, state } of useChangesIn(message)) {
         holds.invalidate({ projectId, accountId }, { kind: state === AccountState.ACTIVE ? "over" : "revoked" });
       }
     }
@@ -62,4 +63,10 @@ export function watchAccounts({ account, holds, log }: AccountWatchOptions): { s
       await watching;
     },
   };
+}
+
+/** An account service of before tells of each account by itself. */
+function useChangesIn({ account, changesUse, useChanges }: WatchAccountsResponse) {
+  if (account === undefined || !changesUse) return useChanges;
+  return [{ projectId: account.projectId, accountId: account.id, state: account.state }];
 }

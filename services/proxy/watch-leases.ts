@@ -45,7 +45,7 @@ export function watchLeases(options: WatchOptions): LeaseWatch {
   async function watchOnce(onBegin: () => void): Promise<void> {
     const outgoing = new PassThrough({ objectMode: true });
     const tell: Say = (message) => outgoing.write({ message });
-    tell({ $case: "hello", value: { proxyId: options.proxyId } });
+    tell({ $case: "hello", value: { proxyId: options.proxyId, takesBatches: true } });
     const open = (signal: AbortSignal) =>
       options.vault.watchLeases(outgoing, { deadlineMs: Date.now() + streamMs, signal });
     try {

@@ -8,7 +8,7 @@ const lookMs = 50;
 export interface StandingBack {
   /** The next batch of an environment comes this soon after the one before it, on a busy machine too. */
   readonly pauseMs: number;
-  /** Who destroys without end must not keep providers from being told: after so long nobody stands back until there was a pause. */
+  /** Who destroys without end must not keep providers from being told: after so long nobody stands back until there was a pause. Shorter than a stop may take. */
   readonly mostMs: number;
 }
 
@@ -21,7 +21,7 @@ export interface CallersFirst {
 }
 
 /** One for a process. */
-export function callersFirst({ pauseMs, mostMs }: StandingBack = { pauseMs: 500, mostMs: 20_000 }): CallersFirst {
+export function callersFirst({ pauseMs, mostMs }: StandingBack = { pauseMs: 500, mostMs: 12_000 }): CallersFirst {
   let atWork = 0;
   let busySinceMs = 0;
   let endMs = Number.NEGATIVE_INFINITY;

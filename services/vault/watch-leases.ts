@@ -5,7 +5,9 @@ import { invalidField, StatusError } from "#libs/errors.ts";
 import { newId } from "#libs/ids.ts";
 import type { Call } from "#libs/rpc.ts";
 import {
+  type LeaseInvalidation as LeaseInvalidationMessage,
   LeaseInvalidationReason,
+  type WatchLeasesHello,
   type WatchLeasesRequest,
   type WatchLeasesResponse,
 } from "#proto/deputy/vault/v1/leases.ts";
@@ -43,7 +45,8 @@ export async function* watchLeases(
   const { db, signals } = options;
   if (signals.stopping.aborted) throw new StatusError("UNAVAILABLE", "STOPPING", "This vault process is stopping.");
   const incoming = requests[Symbol.asyncIterator]();
-  const watcher = { proxyId: await readHello(incoming), watchId: newId("wat") };
+  const { proxyId, takesBatches } = await readHello(incoming);
+  const watcher = { proxyId, watchId: newId("wat") };
   let sent = await putWatcher(db, watcher);
   let fault: unknown;
   const leaving = new AbortController();
@@ -62,10 +65,7 @@ export async function* watchLeases(
         const seen = signals.count("lease_invalidations");
         const rows = await listInvalidationsAfter(db, sent, batchSize);
         sent = rows.at(-1)?.sequence ?? sent;
-        if (rows.length > 0) {
-          const invalidations = rows.map(invalidationMessage);
-          yield { message: { $case: "invalidations", value: { invalidations } } };
-        }
+        yield* invalidationMessages(rows.map(invalidationMessage), takesBatches);
         for (const refresh of refreshed.take()) {
           yield { message: { $case: "invalidation", value: refreshMessage(refresh, sent) } };
         }
@@ -79,11 +79,20 @@ export async function* watchLeases(
   if (fault !== undefined) throw fault;
 }
 
-async function readHello(incoming: AsyncIterator<WatchLeasesRequest>): Promise<string> {
+async function readHello(incoming: AsyncIterator<WatchLeasesRequest>): Promise<WatchLeasesHello> {
   const first = await incoming.next();
   const message = first.done ? undefined : first.value.message;
   if (message?.$case !== "hello") throw invalidField("hello", "is required as the first message");
-  return message.value.proxyId;
+  return message.value;
+}
+
+// One that does not know batches would take one for a heartbeat, and acknowledge it with the next word that it does know.
+function* invalidationMessages(
+  invalidations: LeaseInvalidationMessage[],
+  takesBatches: boolean,
+): Generator<WatchLeasesResponse> {
+  if (invalidations.length > 1 && takesBatches) yield { message: { $case: "invalidations", value: { invalidations } } };
+  else for (const value of invalidations) yield { message: { $case: "invalidation", value } };
 }
 
 /** Notes what the proxy says until it says goodbye. A stream that only breaks off says nothing of what the proxy holds. */

@@ -112,7 +112,9 @@ test("learns of an end that the vault puts off, and does not tell of the earlier
 
 test("tells of no account that is dead or revoked", async () => {
   const [dead, revoked] = [await connected(endingIn(10)), await connected(endingIn(10))];
-  await db.updateTable("accounts").set({ health: "DEAD" }).where("id", "=", dead).execute();
+  // Of a generation that the vault does not know: it must not be told that the credential is well after all.
+  const ended = { health: "DEAD", credentialGeneration: 2 } as const;
+  await db.updateTable("accounts").set(ended).where("id", "=", dead).execute();
   await api.deleteAccount({ environment: development, accountId: revoked }, call(acme.token));
   clock.aheadMs = 9 * dayMs;
   await look();

@@ -116,6 +116,15 @@ test("asks again for an account that changed, and for no other", async () => {
   expect(fixture.leases).toHaveLength(2);
 });
 
+test("heeds an account service of before, which tells of each account by itself", async () => {
+  await forward();
+  const account = Account.fromPartial({ id: "apn_1", projectId: "proj_1", state: AccountState.ACTIVE });
+  say({ account, changesUse: true, resumeToken: "one" });
+  await heard();
+  await forward();
+  expect(fixture.accountReads).toHaveLength(2);
+});
+
 test("keeps what it has when nothing changed that matters to use", async () => {
   await forward();
   say({ account: Account.fromPartial({ id: "apn_1", projectId: "proj_1", name: "new" }), resumeToken: "renamed" });

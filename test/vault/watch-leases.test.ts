@@ -21,8 +21,8 @@ afterEach(async () => {
   }
 });
 
-async function watch(client: typeof proxy, proxyId: string): Promise<WatchingProxy> {
-  const watching = await watchLeasesAs(client, proxyId);
+async function watch(client: typeof proxy, proxyId: string, takesBatches = true): Promise<WatchingProxy> {
+  const watching = await watchLeasesAs(client, proxyId, takesBatches);
   opened.push(watching);
   return watching;
 }
@@ -96,6 +96,17 @@ test("answers in one round trip when all proxies are well", async ({ annotate })
   times.sort((a, b) => a - b);
   await annotate(`destroyed, and acknowledged by three proxies, in ${times.map((ms) => ms.toFixed(0)).join(", ")} ms`);
   expect(times[2]).toBeLessThan(leaseMs);
+});
+
+test("tells of accounts that are destroyed together at once, and one by one where a proxy does not take that", async () => {
+  const accountIds = [await connectAccount(), await connectAccount(), await connectAccount()];
+  const watching = await watch(proxy, "prx_batches");
+  const older = await watch(secondProxy, "prx_older", false);
+  await destroy(...accountIds);
+  for (const { invalidations } of [watching, older]) {
+    expect(invalidations.map(({ accountId }) => accountId).sort()).toEqual([...accountIds].sort());
+  }
+  expect([watching.messageSizes, older.messageSizes]).toEqual([[3], [1, 1, 1]]);
 });
 
 test("waits for a proxy that does not acknowledge for the lease time, a repeat too, and then for it no longer", async () => {

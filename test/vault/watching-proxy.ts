@@ -8,6 +8,8 @@ import type { LeaseInvalidation, WatchLeasesRequest } from "#proto/deputy/vault/
 export interface WatchingProxy {
   /** What the vault has told. */
   readonly invalidations: LeaseInvalidation[];
+  /** How many accounts each of those messages was about. */
+  readonly messageSizes: number[];
   /** Whether invalidations are acknowledged as they come; heartbeats are answered in any case. */
   acknowledging: boolean;
   /** Acknowledges what has come, or any number. */
@@ -23,6 +25,7 @@ export interface WatchingProxy {
 export async function watchLeasesAs(
   vault: Pick<Client<typeof CredentialVaultDefinition>, "watchLeases">,
   proxyId: string,
+  takesBatches = true,
 ): Promise<WatchingProxy> {
   const outgoing = new PassThrough({ objectMode: true });
   const say = (message: WatchLeasesRequest["message"]) => outgoing.write({ message });
@@ -30,10 +33,11 @@ export async function watchLeasesAs(
   const began = Promise.withResolvers<void>();
   let [received, acknowledged] = [0n, 0n];
   const answers = vault.watchLeases(outgoing, { deadlineMs: Date.now() + 600_000, signal: cutting.signal });
-  say({ $case: "hello", value: { proxyId } });
+  say({ $case: "hello", value: { proxyId, takesBatches } });
 
   const proxy = {
     invalidations: [] as LeaseInvalidation[],
+    messageSizes: [] as number[],
     acknowledging: true,
     acknowledge(sequence = received) {
       acknowledged = sequence;
@@ -55,6 +59,7 @@ export async function watchLeasesAs(
       const told = message.$case === "invalidation" ? [message.value] : message.value.invalidations;
       received = told.at(-1)?.sequence ?? received;
       proxy.invalidations.push(...told);
+      proxy.messageSizes.push(told.length);
       if (proxy.acknowledging) proxy.acknowledge();
     }
   }

@@ -218,7 +218,7 @@ export interface WatchAccountsRequest {
 }
 
 /**
- * One account of the snapshot, one change of an account, or, without an account, a heartbeat. The first heartbeat says that the
+ * One account of the snapshot, one change of an account, several changes of use, or, without either, a heartbeat. The first heartbeat says that the
  * snapshot is complete; then there is one each second, so that a stream that is silent for longer can be told from one with
  * nothing to tell.
  */
@@ -235,10 +235,13 @@ export interface WatchAccountsResponse {
   resumeToken: string;
   /**
    * Output only. Whether the change may matter to those who use the account: its state, owner, sharing and the like, rather
-   * than its name or its health.
+   * than its name or its health. Of an account that is not active nothing does, its next state neither.
    */
   changesUse: boolean;
-  /** Output only. In the place of `account`, where `changes_of_use_only` was asked for: the accounts that have changed. */
+  /**
+   * Output only. In the place of `account`, where `changes_of_use_only` was asked for: the accounts that have changed since the
+   * stream began. Those of a snapshot come as `account`.
+   */
   useChanges: AccountUseChange[];
 }
 

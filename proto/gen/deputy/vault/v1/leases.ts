@@ -175,6 +175,8 @@ export interface WatchLeasesRequest {
 export interface WatchLeasesHello {
   /** Required. An id that the process made at its start. */
   proxyId: string;
+  /** Optional. Whether the process understands `invalidations`; one that does not is told of each account by itself. */
+  takesBatches: boolean;
 }
 
 /** Says that the proxy holds no lease any more and asks for none: nobody has to wait for it. */
@@ -1202,13 +1204,16 @@ export const WatchLeasesRequest: MessageFns<WatchLeasesRequest> = {
 };
 
 function createBaseWatchLeasesHello(): WatchLeasesHello {
-  return { proxyId: "" };
+  return { proxyId: "", takesBatches: false };
 }
 
 export const WatchLeasesHello: MessageFns<WatchLeasesHello> = {
   encode(message: WatchLeasesHello, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
     if (message.proxyId !== "") {
       writer.uint32(10).string(message.proxyId);
+    }
+    if (message.takesBatches !== false) {
+      writer.uint32(16).bool(message.takesBatches);
     }
     return writer;
   },
@@ -1234,6 +1239,14 @@ export const WatchLeasesHello: MessageFns<WatchLeasesHello> = {
             message.proxyId = reader.string();
             continue;
           }
+          case 2: {
+            if (tag !== 16) {
+              break;
+            }
+
+            message.takesBatches = reader.bool();
+            continue;
+          }
         }
         if ((tag & 7) === 4 || tag === 0) {
           break;
@@ -1252,6 +1265,7 @@ export const WatchLeasesHello: MessageFns<WatchLeasesHello> = {
   fromPartial(object: DeepPartial<WatchLeasesHello>): WatchLeasesHello {
     const message = createBaseWatchLeasesHello();
     message.proxyId = object.proxyId ?? "";
+    message.takesBatches = object.takesBatches ?? false;
     return message;
   },
 };
