@@ -33,7 +33,10 @@ export interface AccountChange {
   readonly projectId: string;
   readonly accountId: string;
   readonly environment: AccountRow["environment"];
-  /** Whether it may matter to who uses the account: its state, owner, sharing and the like, rather than its name or health. */
+  /**
+   * Whether it may matter to who uses the account: its state, owner, sharing and the like, rather than its name or health. Of an
+   * account that is not active nothing does.
+   */
   readonly changesUse: boolean;
 }
 
