@@ -61,16 +61,19 @@ export interface VaultOptions {
   readonly importFormats?: ImportFormats;
 }
 
+/** Says which end it is when one takes long. */
+async function inSight(end: (ms: number) => unknown): Promise<void> {
+  const late = setTimeout(() => process.stderr.write(`this end of the fixture takes long: ${end}\n`), 10_000);
+  await end(2_000);
+  clearTimeout(late);
+}
+
 /** Sets up what the tests of one file share. Call it at the top level of the file. */
 export async function vaultFixture(given?: TestDatabase) {
   const database = given ?? (await createTestDatabase("vault"));
   const ends: (() => unknown)[] = [];
   afterAll(async () => {
-    for (const end of ends.splice(0).reverse()) {
-      const late = setTimeout(() => process.stderr.write(`this end of the fixture takes long: ${end}\n`), 10_000);
-      await end();
-      clearTimeout(late);
-    }
+    for (const end of ends.splice(0).reverse()) await inSight(end);
   });
   const directory = await mkdtemp(join(tmpdir(), "deputy-vault-"));
   ends.push(() => rm(directory, { recursive: true }));
@@ -158,7 +161,7 @@ export async function vaultFixture(given?: TestDatabase) {
       ends.splice(0, ends.length, ...ends.filter((end) => end !== stop));
       await stopStreams?.(2_000);
       for (const client of Object.values(clients)) client.close();
-      for (const step of stopSteps) await step(2_000);
+      for (const step of stopSteps) await inSight(step);
       keys.close();
     };
     ends.push(stop);
