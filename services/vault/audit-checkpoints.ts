@@ -20,12 +20,15 @@ export async function lockSealing(transaction: VaultDatabase): Promise<boolean> 
 
 /** The entries that wait, in the order in which they are sealed. */
 export async function listPendingEntries(db: VaultDatabase, limit: number): Promise<readonly AuditEntry[]> {
-  return db
-    .selectFrom("auditEntries")
-    .selectAll()
-    .where("id", "in", (query) => query.selectFrom("auditPending").select("id").orderBy("id").limit(limit))
-    .orderBy("id")
-    .execute();
+  return (
+    db
+      .selectFrom("auditEntries")
+      .selectAll()
+      // Of the array Postgres takes it that it is short, and looks its entries up one by one, however many entries there are.
+      .where("id", "=", sql<bigint>`any(array(select id from audit_pending order by id limit ${limit}))`)
+      .orderBy("id")
+      .execute()
+  );
 }
 
 /** The newest checkpoint; undefined before the first. */

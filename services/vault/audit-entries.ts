@@ -88,20 +88,28 @@ export async function insertAuditEntries(db: VaultDatabase, ...entries: readonly
   });
 }
 
-/** A change that is to be made with its entries: it returns `auditedAccount` of each row that it changes. */
-type AuditedChange = OperationNodeSource & Compilable<Required<AuditedAccount>>;
+/** A change that is to be made with its entries, and returns `auditedAccount` of each row that it changes; or rows that are read. */
+type AuditedRows = OperationNodeSource & Compilable<Required<AuditedAccount>>;
 
-/** What an entry tells of a change. */
-type ChangeEntry = Pick<NewAuditEntry, "action" | "actor" | "reason">;
+/** What the entries of several accounts have in common. */
+type CommonEntry = Pick<NewAuditEntry, "action" | "actor" | "reason">;
+
+/** Writes an entry for each account that a query reads, which spares many rows their way to here and back. Throws like `insertAuditEntries`. */
+export async function insertAuditEntriesOf(db: VaultDatabase, rows: AuditedRows, entry: CommonEntry): Promise<void> {
+  await insertFrom(db, rows, entry).catch((error: unknown) => {
+    throw auditUnavailable(error);
+  });
+}
 
 /**
  * Makes a change, and writes one entry for each row that it changed: a change that met no row leaves no entry. Gives how many
  * there were. Throws like `insertAuditEntries` where it is the entry that cannot be written, else what the change throws.
  */
-export async function changeAudited(db: VaultDatabase, change: AuditedChange, entry: ChangeEntry): Promise<number> {
+export async function changeAudited(db: VaultDatabase, change: AuditedRows, entry: CommonEntry): Promise<number> {
   if (db.isTransaction) return changeThenTell(db, change, entry);
   try {
-    return await changeAndTell(db, change, entry);
+    // In one statement, which is a third of a transaction's way to the database.
+    return await insertFrom(db, change, entry);
   } catch (error) {
     if (error instanceof StatusError) throw error;
     // Once more, one after the other, which tells the fault of the audit from one of the change.
@@ -109,23 +117,22 @@ export async function changeAudited(db: VaultDatabase, change: AuditedChange, en
   }
 }
 
-/** In one statement, which is a third of a transaction's way to the database. */
-async function changeAndTell(
+async function insertFrom(
   db: VaultDatabase,
-  change: AuditedChange,
-  { action, actor, reason = "" }: ChangeEntry,
+  rows: AuditedRows,
+  { action, actor, reason = "" }: CommonEntry,
 ): Promise<number> {
   const { numAffectedRows } = await sql`
-    with changed as (${change})
+    with audited as (${rows})
     insert into audit_entries
       (action, service, subject, request_id, reason, project_id, environment, external_user_id, account_id)
     select ${action}::text, ${actor.service}::text, ${actor.subject}::text, ${actor.requestId}::text, ${reason}::text,
       project_id, environment, external_user_id, account_id
-    from changed`.execute(db);
+    from audited`.execute(db);
   return Number(numAffectedRows ?? 0n);
 }
 
-async function changeThenTell(transaction: VaultDatabase, change: AuditedChange, entry: ChangeEntry): Promise<number> {
+async function changeThenTell(transaction: VaultDatabase, change: AuditedRows, entry: CommonEntry): Promise<number> {
   const { rows } = await sql<Required<AuditedAccount>>`${change}`.execute(transaction);
   await insertAuditEntries(transaction, ...rows.map((row) => ({ ...entry, ...accountOf(row) })));
   return rows.length;

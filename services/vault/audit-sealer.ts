@@ -40,7 +40,7 @@ export function startAuditSealer(options: SealerOptions): { stop(): Promise<void
 
   async function sealAll(): Promise<void> {
     try {
-      while (await sealOnce(options));
+      while ((await sealOnce(options)) === mostEntries);
       await logHead();
       isFailing = false;
     } catch (error) {
@@ -66,14 +66,14 @@ export function startAuditSealer(options: SealerOptions): { stop(): Promise<void
   };
 }
 
-/** Makes one checkpoint. False when there was nothing for it, or another process is at it. */
-export async function sealOnce({ db, signingKey }: SealerOptions): Promise<boolean> {
-  if (!(await hasPendingEntries(db))) return false;
+/** Makes one checkpoint. Gives of how many entries: of none when nothing waits, or another process is at it. */
+export async function sealOnce({ db, signingKey }: SealerOptions): Promise<number> {
+  if (!(await hasPendingEntries(db))) return 0;
   return db.transaction().execute(async (transaction) => {
     // Entries and head are read after the lock: whoever had it before has committed.
-    if (!(await lockSealing(transaction))) return false;
+    if (!(await lockSealing(transaction))) return 0;
     const entries = await listPendingEntries(transaction, mostEntries);
-    if (entries.length === 0) return false;
+    if (entries.length === 0) return 0;
     const before = await findHead(transaction);
     const prevHash = before?.hash ?? firstHash;
     const entryHashes = chainEntries(prevHash, entries);
@@ -86,6 +86,6 @@ export async function sealOnce({ db, signingKey }: SealerOptions): Promise<boole
     };
     const signature = signCheckpoint(head, signingKey);
     await insertCheckpoint(transaction, { ...head, signature, entryIds: entries.map(({ id }) => id), entryHashes });
-    return true;
+    return entries.length;
   });
 }

@@ -11,14 +11,13 @@ import type { CallersFirst } from "./callers-first.ts";
 import { listCredentialChanges } from "./credential-changes.ts";
 import { changeMessage, credentialMessage, environmentName, receiptMessage } from "./credential-messages.ts";
 import { type CredentialMaterial, credentialOwner, type GrantFacts, getCredential, readClock } from "./credentials.ts";
-import { type DestroyedCredential, destroyCredentials } from "./destroy.ts";
+import { destroyCredentials } from "./destroy.ts";
 import { eraseUser } from "./erase-user.ts";
 import { factsOf, materialOf } from "./grants.ts";
 import { requireUsable, shadowed } from "./lease.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { findApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
-import { signReceipt } from "./receipts.ts";
 import type { Refresher } from "./refresh.ts";
 import { isForcedTooSoon } from "./refresh-times.ts";
 import { revealCredential } from "./reveal.ts";
@@ -54,7 +53,7 @@ type CredentialHandlers = Pick<
 
 /** The handlers over their collaborators. */
 export function credentialHandlers(options: CredentialHandlerOptions): CredentialHandlers {
-  const { db, secrets, catalog, refresher, signingKey, tryKeys } = options;
+  const { db, secrets, catalog, refresher, tryKeys } = options;
   return {
     async storeCredential(request, call) {
       const { projectId, externalUserId, accountId, appSlug, oauthAppId } = request;
@@ -109,10 +108,8 @@ export function credentialHandlers(options: CredentialHandlerOptions): Credentia
 
     async destroyCredentials({ projectId, accountIds, revokeSharedGrant, ...request }, call) {
       const filter = { projectId, accountIds, environment: environmentName(request.environment) };
-      const destroyed = await destroyCredentials(options, { ...filter, revokeSharedGrant, actor: actorOf(call) });
-      const now = await readClock(db);
-      const sign = async (one: DestroyedCredential) => receiptMessage(one, await signReceipt(signingKey, one, now));
-      return { receipts: await Promise.all(destroyed.map(sign)) };
+      const receipts = await destroyCredentials(options, { ...filter, revokeSharedGrant, actor: actorOf(call) });
+      return { receipts: receipts.map(receiptMessage) };
     },
 
     async eraseUser({ projectId, externalUserId, pseudonym, ...request }, call) {

@@ -6,8 +6,8 @@ import type { CredentialChange } from "#proto/deputy/vault/v1/credential_changes
 import { type Credential, CredentialState } from "#proto/deputy/vault/v1/credentials.ts";
 import type { AuthFailureRule, InjectionLease } from "#proto/deputy/vault/v1/leases.ts";
 import type { CredentialRow } from "./credentials.ts";
-import type { DestroyedCredential } from "./destroy.ts";
 import type { Lease } from "./lease.ts";
+import type { IssuedReceipt } from "./receipts.ts";
 import type { EnvironmentName } from "./schema.ts";
 
 /** The table's name of an environment. The contract's rules have refused the unspecified one. */
@@ -57,13 +57,13 @@ export function authFailureMessage({
 }
 
 /** The proof of one destruction. */
-export function receiptMessage({ row, providerRevocation }: DestroyedCredential, jws: string): RevocationReceipt {
+export function receiptMessage({ credential, jws }: IssuedReceipt): RevocationReceipt {
   return {
-    accountId: row.accountId,
-    externalUserId: row.externalUserId,
-    appSlug: row.appSlug,
-    destroyTime: row.revokeTime ?? undefined,
-    providerRevocation: ProviderRevocation[providerRevocation],
+    accountId: credential.accountId,
+    externalUserId: credential.externalUserId,
+    appSlug: credential.appSlug,
+    destroyTime: credential.revokeTime ?? undefined,
+    providerRevocation: ProviderRevocation[credential.providerRevocation],
     jws,
   };
 }

@@ -4,14 +4,15 @@
 // request with a lease from before (lease-watchers.ts).
 import type { Catalog } from "#libs/catalog.ts";
 import { StatusError } from "#libs/errors.ts";
+import type { SigningKey } from "#libs/signing-key.ts";
 import type { Actor } from "./audit-entries.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
 import type { CallersFirst } from "./callers-first.ts";
-import { type CredentialMaterial, type CredentialRow, credentialOwner } from "./credentials.ts";
+import { type CredentialMaterial, credentialOwner } from "./credentials.ts";
 import {
-  type DestroyedRow,
   type DestroyFilter,
   type Destruction,
+  type LivingRow,
   listCredentials,
   listDestroyed,
   lockCredentials,
@@ -22,8 +23,9 @@ import type { LeaseSignals } from "./lease-signals.ts";
 import { findOauthClient, type OauthClient } from "./oauth-clients.ts";
 import { findAnyApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
-import { insertRevocations, listRevocationStates, type PreparedRevocation, prepareRevocation } from "./revocations.ts";
-import type { RevocationsTable, VaultDatabase } from "./schema.ts";
+import { type IssuedReceipt, issueReceipt } from "./receipts.ts";
+import { insertRevocations, type PreparedRevocation, prepareRevocation } from "./revocations.ts";
+import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
 import { deferRevocations } from "./shared-grants.ts";
 
@@ -33,6 +35,7 @@ export interface DestroyOptions {
   readonly secrets: Secrets;
   readonly catalog: Catalog;
   readonly signals: LeaseSignals;
+  readonly signingKey: SigningKey;
   readonly callersFirst: CallersFirst;
 }
 
@@ -42,12 +45,6 @@ export interface DestroyRequest extends DestroyFilter {
   readonly revokeSharedGrant: boolean;
   /** Who asks. */
   readonly actor: Actor;
-}
-
-/** What was destroyed, and what the provider knows of it. */
-export interface DestroyedCredential {
-  readonly row: DestroyedRow;
-  readonly providerRevocation: "NOT_APPLICABLE" | RevocationsTable["state"];
 }
 
 /** A credential that is ready to be destroyed, with the outbox record where its provider can be told. */
@@ -61,17 +58,17 @@ const freeRounds = 3;
 // How many records are opened and sealed at a time: with a remote key service each takes a round trip or two.
 const preparedAtATime = 32;
 
-/** Destroys what there is; accounts without a credential are left out, and a repeat gives the first outcome. */
+/** Destroys what there is and gives the receipts; accounts without a credential have none, and a repeat tells the first outcome. */
 export async function destroyCredentials(
   options: DestroyOptions,
   request: DestroyRequest,
-): Promise<readonly DestroyedCredential[]> {
+): Promise<readonly IssuedReceipt[]> {
   let isDone = false;
   for (let round = 0; round < freeRounds && !isDone; round += 1) isDone = await destroyAsRead(options, request);
   if (!isDone) await destroyHeld(options, request);
   await deferRevocations(options.db, options.catalog, request);
-  const [destroyed] = await Promise.all([describe(options.db, request), untilLeasesEnd(options, request)]);
-  return destroyed;
+  const [receipts] = await Promise.all([issueReceipts(options, request), untilLeasesEnd(options, request)]);
+  return receipts;
 }
 
 /**
@@ -114,25 +111,25 @@ async function holdCredentials(transaction: VaultDatabase, filter: DestroyFilter
 
 async function revokeAll(
   transaction: VaultDatabase,
-  { projectId, actor }: DestroyRequest,
+  request: DestroyRequest,
   destructions: readonly PreparedDestruction[],
 ): Promise<void> {
-  await revokeCredentials(transaction, destructions, actor);
+  await revokeCredentials(transaction, request, destructions, request.actor);
   await insertRevocations(
     transaction,
     destructions.flatMap(({ revocation }) => revocation ?? []),
   );
   const accountIds = destructions.map(({ row }) => row.accountId);
-  await insertInvalidations(transaction, { projectId, accountIds }, "REVOKED");
+  await insertInvalidations(transaction, { projectId: request.projectId, accountIds }, "REVOKED");
 }
 
-function unrevoked<Row extends Pick<CredentialRow, "state">>(rows: readonly Row[]): readonly Row[] {
+function unrevoked<Row extends Pick<LivingRow, "state">>(rows: readonly Row[]): readonly Row[] {
   return rows.filter(({ state }) => state !== "REVOKED");
 }
 
 function ofRows(
   prepared: readonly PreparedDestruction[],
-  rows: readonly Pick<CredentialRow, "accountId">[],
+  rows: readonly Pick<LivingRow, "accountId">[],
 ): readonly PreparedDestruction[] {
   const accountIds = new Set(rows.map(({ accountId }) => accountId));
   return prepared.filter(({ row }) => accountIds.has(row.accountId));
@@ -141,11 +138,11 @@ function ofRows(
 async function prepareAll(
   options: DestroyOptions,
   request: DestroyRequest,
-  rows: readonly CredentialRow[],
+  rows: readonly LivingRow[],
 ): Promise<readonly PreparedDestruction[]> {
   // One look at each client, whatever the number of its accounts.
   const clients = new Map<string, Promise<OauthClient | undefined>>();
-  const findClient = (row: CredentialRow) => {
+  const findClient = (row: LivingRow) => {
     const name = JSON.stringify([row.oauthAppId, row.appSlug]);
     const client = clients.get(name) ?? readable(findOauthClient(options, row));
     clients.set(name, client);
@@ -162,8 +159,8 @@ async function prepareAll(
 async function prepare(
   { db, catalog, secrets }: DestroyOptions,
   { revokeSharedGrant }: DestroyRequest,
-  row: CredentialRow,
-  findClient: (row: CredentialRow) => Promise<OauthClient | undefined>,
+  row: LivingRow,
+  findClient: (row: LivingRow) => Promise<OauthClient | undefined>,
 ): Promise<PreparedDestruction> {
   const app = await findAnyApp({ db, catalog }, row);
   if (app !== undefined && !isOauthApp(app)) return { row, destroyedKinds: ["fields"] };
@@ -194,8 +191,7 @@ async function readable<Value>(opening: Promise<Value>): Promise<Value | undefin
   }
 }
 
-async function describe(db: VaultDatabase, filter: DestroyFilter): Promise<readonly DestroyedCredential[]> {
-  const rows = await listDestroyed(db, filter);
-  const states = await listRevocationStates(db, filter.projectId, filter.accountIds);
-  return rows.map((row) => ({ row, providerRevocation: states.get(row.accountId) ?? "NOT_APPLICABLE" }));
+async function issueReceipts({ db, signingKey }: DestroyOptions, filter: DestroyFilter): Promise<IssuedReceipt[]> {
+  const destroyed = await listDestroyed(db, filter);
+  return Promise.all(destroyed.map((credential) => issueReceipt(signingKey, credential)));
 }

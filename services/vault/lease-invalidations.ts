@@ -1,7 +1,6 @@
 // The leases that are over, as a numbered list that every vault relays to the proxies that watch at it. The numbers are in the
 // order of the commits, so that one who has read up to a number has missed nothing below it. See lease-watchers.ts.
 import { type Selectable, sql } from "kysely";
-import { insertRows } from "#libs/insert-rows.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { isAwaited, leaseMs } from "./lease-watchers.ts";
 import type { LeaseInvalidationsTable, VaultDatabase } from "./schema.ts";
@@ -29,9 +28,12 @@ export async function insertInvalidations(
 ): Promise<void> {
   if (accountIds.length === 0) return;
   await sql`select pg_advisory_xact_lock(hashtextextended('lease_invalidations', 0))`.execute(transaction);
-  const rows = accountIds.map((accountId) => ({ projectId, accountId, reason }));
-  await insertRows(transaction, "leaseInvalidations", rows);
-  await sql`select pg_notify('lease_invalidations', '')`.execute(transaction);
+  await sql`
+    with inserted as (
+      insert into lease_invalidations (project_id, account_id, reason)
+      select ${projectId}, account_id, ${reason} from unnest(${accountIds}::text[]) as account_id
+    )
+    select pg_notify('lease_invalidations', '')`.execute(transaction);
 }
 
 /** The next ones, in order. */

@@ -4,7 +4,7 @@
 import { createLocalJWKSet, errors, type JWK, jwtVerify, SignJWT } from "jose";
 import { z } from "zod";
 import type { SigningKey } from "#libs/signing-key.ts";
-import type { DestroyedCredential } from "./destroy.ts";
+import type { DestroyedCredential } from "./destroyed-credentials.ts";
 
 const issuer = "deputy-vault";
 const mediaType = "deputy-receipt+jwt";
@@ -27,29 +27,34 @@ const claims = z.object({
 /** What a receipt says. */
 export type Receipt = z.infer<typeof claims>;
 
-/** Signs the receipt of one credential. */
-export function signReceipt(
+/** What a receipt is of, and the receipt. */
+export interface IssuedReceipt {
+  readonly credential: DestroyedCredential;
+  readonly jws: string;
+}
+
+/** Signs the receipt of one credential, as it was read. */
+export async function issueReceipt(
   { privateKey, keyId }: SigningKey,
-  { row, providerRevocation }: DestroyedCredential,
-  now: Date,
-): Promise<string> {
+  credential: DestroyedCredential,
+): Promise<IssuedReceipt> {
+  const { readTime, revokeTime, generation } = credential;
   const facts: Receipt = {
-    iat: Math.floor(now.getTime() / 1000),
-    project_id: row.projectId,
-    environment: row.environment,
-    external_user_id: row.externalUserId,
-    account_id: row.accountId,
-    app_slug: row.appSlug,
-    destroy_time: (row.revokeTime ?? now).toISOString(),
-    destroyed: [...row.destroyedKinds],
+    iat: Math.floor(readTime.getTime() / 1000),
+    project_id: credential.projectId,
+    environment: credential.environment,
+    external_user_id: credential.externalUserId,
+    account_id: credential.accountId,
+    app_slug: credential.appSlug,
+    destroy_time: (revokeTime ?? readTime).toISOString(),
+    destroyed: [...credential.destroyedKinds],
     // Destroying has moved the row on by one.
-    generation: String(row.generation - 1n),
-    provider_revocation: providerRevocation,
+    generation: String(generation - 1n),
+    provider_revocation: credential.providerRevocation,
   };
-  return new SignJWT(facts)
-    .setProtectedHeader({ alg: "EdDSA", kid: keyId, typ: mediaType })
-    .setIssuer(issuer)
-    .sign(privateKey);
+  const header = { alg: "EdDSA", kid: keyId, typ: mediaType };
+  const jws = await new SignJWT(facts).setProtectedHeader(header).setIssuer(issuer).sign(privateKey);
+  return { credential, jws };
 }
 
 /** Verifies receipts with the vault's public keys: gives what one says, or why it is none, in a few words. */

@@ -111,22 +111,6 @@ export async function findRevocation(
     .executeTakeFirst();
 }
 
-/** The newest outcome for each account that has one. */
-export async function listRevocationStates(
-  db: VaultDatabase,
-  projectId: string,
-  accountIds: readonly string[],
-): Promise<ReadonlyMap<string, RevocationsTable["state"]>> {
-  const rows = await db
-    .selectFrom("revocations")
-    .select(["accountId", "state"])
-    .where("projectId", "=", projectId)
-    .where("accountId", "=", sql<string>`any(${accountIds})`)
-    .orderBy("createTime")
-    .execute();
-  return new Map(rows.map(({ accountId, state }) => [accountId, state]));
-}
-
 /** Ends a record that the provider has confirmed, by a call that began at that time, and wipes its tokens. */
 export async function confirmRevocation(db: VaultDatabase, key: RevocationKey, toldTime: Date): Promise<void> {
   const change = ofKey(db, key)

@@ -1,7 +1,9 @@
 // Destroying while a foreign hand moves generations between the reading and the destroying: the free rounds lose, the last
 // one holds the rows, and is done.
+import { readFile } from "node:fs/promises";
 import { expect, test } from "vitest";
 import { createLogger } from "#libs/log.ts";
+import { readSigningKey } from "#libs/signing-key.ts";
 import { vaultItself } from "../../services/vault/audit-entries.ts";
 import { type CallersFirst, callersFirst } from "../../services/vault/callers-first.ts";
 import { destroyCredentials } from "../../services/vault/destroy.ts";
@@ -39,12 +41,14 @@ test("destroys what is refreshed between each of its readings and its destroying
       return work();
     },
   };
-  const options = { db: vault.db, secrets: stormy, catalog: vault.catalog, signals, callersFirst: precedence };
+  const signingKey = await readSigningKey("the key", await readFile(vault.signingKeyFile, "utf8"));
+  const { db, catalog } = vault;
+  const options = { db, secrets: stormy, catalog, signals, signingKey, callersFirst: precedence };
   const request = { projectId: whose.projectId, environment: "development", accountIds: [accountId] } as const;
   const [destroyed] = await destroyCredentials(options, { ...request, revokeSharedGrant: false, actor: vaultItself });
   // Three rounds lost to a refresh each; the fourth held the row, and nothing could be stored.
   expect({ opened, isHeld }).toEqual({ opened: 4, isHeld: true });
-  expect(destroyed).toMatchObject({ row: { accountId, generation: before.generation + 4n } });
+  expect(destroyed).toMatchObject({ credential: { accountId, generation: before.generation + 4n } });
   expect(await vault.rowOf(accountId)).toMatchObject({ state: "REVOKED", blob: null });
   const outbox = await vault.db.selectFrom("revocations").select("id").where("accountId", "=", accountId).execute();
   expect(outbox).toHaveLength(1);
