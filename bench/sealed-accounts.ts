@@ -5,7 +5,7 @@ import { vaultItself } from "../services/vault/audit-entries.ts";
 import { credentialOwner } from "../services/vault/credentials.ts";
 import { dataKeys } from "../services/vault/data-keys.ts";
 import { fileKeyring } from "../services/vault/keyring.ts";
-import { putOauthClient } from "../services/vault/oauth-clients.ts";
+import { putOauthClient } from "../services/vault/oauth-client-changes.ts";
 import { openVaultDatabase } from "../services/vault/schema.ts";
 import { sealWith, secretsOver } from "../services/vault/secrets.ts";
 import type { LoopStand } from "./loop-stand.ts";

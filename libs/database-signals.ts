@@ -66,6 +66,8 @@ export function listenForSignals<Channel extends string>(
     await connection.query(channels.map((channel) => `listen ${channel}`).join("; "));
     // What was said while nobody listened.
     for (const channel of channels) signal(channel);
+    // Where the end came while we connected, nobody would tell of it any more.
+    if (ending.signal.aborted) return;
     ending.signal.addEventListener("abort", () => lost.resolve(), { once: true });
     await lost.promise;
   }

@@ -6,7 +6,7 @@ import type { CredentialVaultDefinition } from "#proto/deputy/vault/v1/credentia
 import { actorOf } from "./audit-entries.ts";
 import type { Authorizer } from "./authorize.ts";
 import { credentialMessage, environmentName } from "./credential-messages.ts";
-import { destroyOauthClient, putOauthClient } from "./oauth-clients.ts";
+import { destroyOauthClient, putOauthClient } from "./oauth-client-changes.ts";
 import { findApp } from "./own-apps.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
@@ -44,7 +44,7 @@ export function authorizationHandlers(options: AuthorizationHandlerOptions): Aut
     },
 
     async destroyOauthClient(request, call) {
-      await destroyOauthClient(options.db, request, actorOf(call));
+      await destroyOauthClient(options, request, actorOf(call));
       return {};
     },
   };

@@ -29,6 +29,15 @@ export interface CredentialMaterial {
   readonly fields: Readonly<Record<string, string>>;
 }
 
+/** The kinds of secret in it, as receipts name them. */
+export function secretKinds({ accessToken, refreshToken, fields }: CredentialMaterial): readonly string[] {
+  return [
+    ...(accessToken === undefined ? [] : ["access_token"]),
+    ...(refreshToken === undefined ? [] : ["refresh_token"]),
+    ...(Object.keys(fields).length === 0 ? [] : ["fields"]),
+  ];
+}
+
 /** What a credential's blob is bound to. */
 export function credentialOwner(
   row: Omit<SecretOwner, "purpose" | "id"> & { readonly accountId: string },
@@ -139,26 +148,28 @@ export function grantColumns({ scopes, since, lifetimeSeconds, refreshAfterSecon
   };
 }
 
-/** Puts the new secret of a new or reconnected account in its row; `existing` is the row as locked. */
+/** What is put; `existing` is the row as locked. */
+interface PutCredential extends Pick<CredentialRow, "secretKinds" | "ownApp"> {
+  readonly sealed: SealedColumns;
+  readonly facts: GrantFacts;
+  readonly existing: CredentialRow | undefined;
+}
+
+/** Puts the new secret of a new or reconnected account in its row. */
 export async function putCredential(
   db: VaultDatabase,
   owner: Pick<
     CredentialsTable,
     "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug" | "oauthAppId"
   >,
-  {
-    sealed,
-    facts,
-    existing,
-    ownApp,
-  }: { sealed: SealedColumns; facts: GrantFacts; existing: CredentialRow | undefined; ownApp: boolean },
+  { sealed, facts, existing, ...more }: PutCredential,
 ): Promise<void> {
   const columns = {
     ...sealed,
+    ...more,
     ...grantColumns(facts),
     grantTime: sql<Date>`now()`,
     oauthAppId: owner.oauthAppId,
-    ownApp,
     shadow: facts.shadow ?? false,
     identityDigest: facts.identityDigest ?? null,
     state: "ACTIVE" as const,

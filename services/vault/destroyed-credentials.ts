@@ -12,27 +12,15 @@ export interface DestroyFilter {
   readonly accountIds: readonly string[];
 }
 
-const livingColumns = [
-  ...(["projectId", "environment", "externalUserId", "accountId", "appSlug", "oauthAppId", "identityDigest"] as const),
-  ...(["state", "shadow", "generation", "blob", "dataKeyId", "wrappedDataKey", "kekId"] as const),
-] as const;
+const livingColumns = ["projectId", "accountId", "appSlug", "oauthAppId", "shadow"] as const;
 
-/** Of a row, what has to be known to destroy it. */
+/** Of a row that is not destroyed, what has to be known to destroy it. */
 export type LivingRow = Pick<CredentialRow, (typeof livingColumns)[number]>;
 
-/** Reads the credentials of several accounts, those that are destroyed among them. */
-export async function listCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly LivingRow[]> {
+/** Holds what is not destroyed yet, in the order of the accounts, until the transaction ends. */
+export async function lockCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly LivingRow[]> {
   const rows = db.selectFrom("credentials").select(livingColumns);
-  return rows.where(isAmong(filter)).orderBy("accountId").execute();
-}
-
-/** Holds the rows, in the order of their accounts, until the transaction ends; gives what tells whether one has changed. */
-export async function lockCredentials(
-  db: VaultDatabase,
-  filter: DestroyFilter,
-): Promise<readonly Pick<CredentialRow, "accountId" | "generation" | "state">[]> {
-  const rows = db.selectFrom("credentials").select(["accountId", "generation", "state"]);
-  return rows.where(isAmong(filter)).orderBy("accountId").forUpdate().execute();
+  return rows.where(isAmong(filter)).where("state", "<>", "REVOKED").orderBy("accountId").forUpdate().execute();
 }
 
 const destroyedColumns = [
@@ -69,31 +57,14 @@ function isAmong({ projectId, environment, accountIds }: DestroyFilter): RawBuil
   return sql`project_id = ${projectId} and environment = ${environment} and account_id = any(${accountIds})`;
 }
 
-/** A credential as it was found, and which kinds of secret are in it. */
-export interface Destruction {
-  readonly row: LivingRow;
-  readonly destroyedKinds: readonly string[];
-}
-
-/** Wipes the secrets of credentials for good, all of one environment. The transaction holds the rows (`lockCredentials`). */
-export async function revokeCredentials(
-  db: VaultDatabase,
-  filter: DestroyFilter,
-  destructions: readonly Destruction[],
-  actor: Actor,
-): Promise<void> {
-  const ids = destructions.map(({ row }) => row.accountId);
-  const kinds = destructions.map(({ destroyedKinds }) => destroyedKinds.join(" "));
+/** Wipes the secrets of credentials for good. The transaction holds the rows (`lockCredentials`). */
+export async function revokeCredentials(db: VaultDatabase, filter: DestroyFilter, actor: Actor): Promise<void> {
   await sql`
     update credentials
-    set blob = null, data_key_id = null, wrapped_data_key = null, kek_id = null,
-      state = 'REVOKED', state_reason = 'DESTROYED', destroyed_kinds = string_to_array(gone.kinds, ' '),
+    set blob = null, data_key_id = null, wrapped_data_key = null, kek_id = null, secret_kinds = '{}',
+      state = 'REVOKED', state_reason = 'DESTROYED', destroyed_kinds = secret_kinds,
       generation = generation + 1, next_refresh_time = null, retry_time = null, revoke_time = now(), update_time = now()
-    from unnest(${ids}::text[], ${kinds}::text[]) as gone (id, kinds)
-    where project_id = ${filter.projectId} and account_id = gone.id and state <> 'REVOKED'`.execute(db);
-  const destroyed = db
-    .selectFrom("credentials")
-    .select(auditedAccount)
-    .where(isAmong({ ...filter, accountIds: ids }));
+    where ${isAmong(filter)}`.execute(db);
+  const destroyed = db.selectFrom("credentials").select(auditedAccount).where(isAmong(filter));
   await insertAuditEntriesOf(db, destroyed, { action: "credential.destroyed", actor });
 }

@@ -7,13 +7,17 @@
 //
 // The audit keeps the id: its entries are chained and signed, and cannot be changed without breaking the proof that they are.
 import { sql } from "kysely";
-import { StatusError } from "#libs/errors.ts";
 import { type Actor, insertAuditEntries } from "./audit-entries.ts";
 import { failAuthorizationsOfUser } from "./authorizations.ts";
 import { type DestroyOptions, destroyCredentials } from "./destroy.ts";
-import { failRevocation, type RevocationRow, type RevocationSecrets, revocationOwner } from "./revocations.ts";
 import type { EnvironmentName, VaultDatabase } from "./schema.ts";
-import { sealWith } from "./secrets.ts";
+import { sealUnderPseudonym } from "./sealed-anew.ts";
+import type { Secrets } from "./secrets.ts";
+
+/** What erasing needs. */
+export interface EraseOptions extends DestroyOptions {
+  readonly secrets: Secrets;
+}
 
 /** The user, and what stands for it from now on. */
 export interface ErasureRequest {
@@ -28,12 +32,12 @@ export interface ErasureRequest {
 const batchSize = 200;
 
 /** Erases; gives how many credentials were destroyed on the way. */
-export async function eraseUser(options: DestroyOptions, request: ErasureRequest): Promise<number> {
+export async function eraseUser(options: EraseOptions, request: ErasureRequest): Promise<number> {
   const { db } = options;
   // First: from here on no code that the user brings back is exchanged, and no token kept.
   let changed = await failAuthorizationsOfUser(db, request, request.pseudonym);
   const destroyed = await destroyRemains(options, request);
-  changed += await sealPendingAnew(options, request);
+  changed += await sealUnderPseudonym(options, request, request.pseudonym);
   await db.transaction().execute(async (transaction) => {
     changed += await renameTombstones(transaction, request);
     if (changed === 0) return;
@@ -54,47 +58,6 @@ async function destroyRemains(options: DestroyOptions, request: ErasureRequest):
     const accountIds = rows.map(({ accountId }) => accountId);
     await destroyCredentials(options, { projectId, environment, accountIds, revokeSharedGrant: false, actor });
     destroyed += rows.length;
-  }
-}
-
-/** Seals each pending revocation under the pseudonym. One that ends meanwhile has nothing to be sealed any more. */
-async function sealPendingAnew({ db, secrets }: DestroyOptions, request: ErasureRequest): Promise<number> {
-  for (let sealedAnew = 0; ; ) {
-    const rows = await ofUser(db.selectFrom("revocations").selectAll(), request)
-      .where("state", "=", "PENDING")
-      .limit(batchSize)
-      .execute();
-    if (rows.length === 0) return sealedAnew;
-    for (const row of rows) {
-      const renamed = { ...row, externalUserId: request.pseudonym };
-      const sealed = await sealAs(secrets, row, renamed);
-      if (sealed === undefined) await failRevocation(db, row);
-      else {
-        await db
-          .updateTable("revocations")
-          .set({ ...sealed, externalUserId: request.pseudonym })
-          .where("projectId", "=", row.projectId)
-          .where("id", "=", row.id)
-          .where("state", "=", "PENDING")
-          .where("blob", "=", row.blob)
-          .execute();
-      }
-    }
-    sealedAnew += rows.length;
-  }
-}
-
-type Revocation = Omit<RevocationRow, "expired" | "readTime">;
-
-/** Undefined where the record does not open: its provider cannot be told in any case. */
-async function sealAs(secrets: DestroyOptions["secrets"], row: Revocation, renamed: Revocation) {
-  try {
-    const value = await secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
-    const owner = revocationOwner(renamed);
-    return sealWith(await secrets.prepare(owner), owner, 0n, value);
-  } catch (error) {
-    if (error instanceof StatusError && error.code === "DATA_LOSS") return undefined;
-    throw error;
   }
 }
 

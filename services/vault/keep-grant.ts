@@ -12,7 +12,7 @@ import { fetchIdentity } from "./identity.ts";
 import { persist } from "./persist.ts";
 import type { ProviderContext } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
-import { insertRevocations, prepareRevocation } from "./revocations.ts";
+import { insertRevocation, prepareRevocation } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { ReadyKey, Secrets } from "./secrets.ts";
 import { endsSiblings, identityDigest } from "./shared-grants.ts";
@@ -94,5 +94,5 @@ async function storeGrant(
     { ...row, identityDigest: digestOfIdentity },
     { ...material, client: context.client },
   );
-  await db.transaction().execute((transaction) => insertRevocations(transaction, [prepared]));
+  await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
 }

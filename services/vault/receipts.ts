@@ -17,7 +17,7 @@ const claims = z.object({
   account_id: z.string(),
   app_slug: z.string(),
   destroy_time: z.iso.datetime(),
-  /** Kinds of secret; none where what was destroyed could not be read. */
+  /** Kinds of secret; none where they are not known. */
   destroyed: z.array(z.string()),
   /** Of the secrets that were destroyed. */
   generation: z.string(),

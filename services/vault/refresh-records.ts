@@ -109,16 +109,25 @@ function beginInTransaction(
   });
 }
 
+/** What a refresh brought. */
+interface RefreshedGrant {
+  readonly intentId: string;
+  readonly sealed: SealedColumns;
+  readonly kinds: CredentialRow["secretKinds"];
+  readonly facts: GrantFacts;
+}
+
 /** Stores the new secret. False when the row has another generation, or was destroyed. */
 export async function recordRefresh(
   db: VaultDatabase,
   { projectId, accountId, generation }: CredentialKey & { readonly generation: bigint },
-  { intentId, sealed, facts }: { intentId: string; sealed: SealedColumns; facts: GrantFacts },
+  { intentId, sealed, kinds, facts }: RefreshedGrant,
 ): Promise<boolean> {
   const change = update(db, { projectId, accountId })
     .set({
       // The data key stays, and its wrapping may have been rotated since the refresh began: that is not put back.
       blob: sealed.blob,
+      secretKinds: kinds,
       ...grantColumns(facts),
       ...noIntent,
       state: "ACTIVE",

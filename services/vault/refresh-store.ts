@@ -9,11 +9,12 @@ import {
   credentialOwner,
   findCredential,
   type GrantFacts,
+  secretKinds,
 } from "./credentials.ts";
 import type { OauthClient } from "./oauth-clients.ts";
 import { persist } from "./persist.ts";
 import { recordRefresh } from "./refresh-records.ts";
-import { insertRevocations, prepareRevocation } from "./revocations.ts";
+import { insertRevocation, prepareRevocation } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { type ReadyKey, type Secrets, sealWith } from "./secrets.ts";
 import type { Spool } from "./spool.ts";
@@ -108,7 +109,8 @@ async function recordOnce(
 ): Promise<StoreOutcome> {
   if (dataKey !== undefined) {
     const sealed = sealWith(dataKey, credentialOwner(subject), generation + 1n, material);
-    if (await recordRefresh(db, { ...subject, generation }, { intentId, sealed, facts })) return { kind: "refreshed" };
+    const brought = { intentId, sealed, kinds: secretKinds(material), facts };
+    if (await recordRefresh(db, { ...subject, generation }, brought)) return { kind: "refreshed" };
   }
   // The row is not what the refresh began from: stored already, connected anew, or destroyed.
   const now = await findCredential(db, subject);
@@ -116,7 +118,7 @@ async function recordOnce(
   if (now?.state !== "REVOKED") return { kind: "current" };
   if (revoker !== undefined) {
     const prepared = await prepareRevocation(secrets, now, { ...material, client: revoker });
-    await db.transaction().execute((transaction) => insertRevocations(transaction, [prepared]));
+    await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
   }
   return { kind: "unusable" };
 }

@@ -10,14 +10,14 @@ import { isOauthApp } from "./provider.ts";
 import type { ProviderAccess } from "./provider-http.ts";
 import { type RevocationOutcome, revokeToken } from "./provider-revocation.ts";
 import {
+  clientMissing,
   confirmRevocation,
   failRevocation,
   findRevocation,
   noteRevocationError,
+  openRevocation,
   type RevocationKey,
   type RevocationRow,
-  type RevocationSecrets,
-  revocationOwner,
 } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import type { Secrets } from "./secrets.ts";
@@ -48,8 +48,10 @@ export async function revoke(options: RevocationJobOptions, key: RevocationKey, 
   const row = await findPending(options, key);
   if (row === undefined) return;
   const outcome = await tell(options, row).catch((failure: unknown): RevocationOutcome => {
-    // A sealed vault, a record that does not open, fields that fit no endpoint: the attempts end here too.
-    if (failure instanceof StatusError) return { kind: "retry", error: failure.reason };
+    // A sealed vault, fields that fit no endpoint: the attempts end here too. What does not open will not open later either.
+    if (failure instanceof StatusError) {
+      return { kind: failure.code === "DATA_LOSS" ? "refused" : "retry", error: failure.reason };
+    }
     log.error({ revocationId: key.id, err: failure }, "a revocation met a fault of our own");
     return { kind: "retry", error: "INTERNAL" };
   });
@@ -82,9 +84,11 @@ async function tell(options: RevocationJobOptions, row: RevocationRow): Promise<
   const { secrets, providers } = options;
   const app = await findAnyApp(options, row);
   if (app === undefined || !isOauthApp(app)) return { kind: "retry", error: "APP_NOT_IN_CATALOG" };
-  const value = await secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
+  const value = await openRevocation(secrets, row);
   const found = await presentClient(options, row, value.client);
-  const context = { app, client: found?.client ?? value.client, fields: value.fields };
+  const client = found?.client ?? value.client;
+  if (client === undefined) return { kind: "refused", error: clientMissing };
+  const context = { app, client, fields: value.fields };
   let refused: RevocationOutcome | undefined;
   for (const hint of ["refresh_token", "access_token"] as const) {
     const token = hint === "refresh_token" ? value.refreshToken : value.accessToken;
@@ -101,17 +105,17 @@ async function tell(options: RevocationJobOptions, row: RevocationRow): Promise<
   return refused ?? { kind: "revoked", refusedSecrets: 0 };
 }
 
-/** The record's client with the secrets that it has by now; undefined where it is gone, and those of the record are what there is. */
+/** The record's client with the secrets that it has by now; undefined where it is gone, and those in the record are what there is. */
 async function presentClient(
   options: RevocationJobOptions,
-  { projectId, appSlug }: RevocationRow,
-  { oauthAppId, clientId }: OauthClient,
+  row: RevocationRow,
+  sealed: OauthClient | undefined,
 ): Promise<OauthClientState | undefined> {
   try {
-    const found = await findOauthClientState(options, { projectId, oauthAppId, appSlug });
-    return found?.client.clientId === clientId ? found : undefined;
+    const found = await findOauthClientState(options, { ...row, ...sealed });
+    return sealed === undefined || found?.client.clientId === sealed.clientId ? found : undefined;
   } catch (error) {
-    if (error instanceof StatusError && error.code === "DATA_LOSS") return undefined;
+    if (sealed !== undefined && error instanceof StatusError && error.code === "DATA_LOSS") return undefined;
     throw error;
   }
 }

@@ -1,11 +1,13 @@
-// The outbox of revocations: grants that the provider is still to be told about. The tokens lie sealed under a data key of
-// the record's own, with the client that may revoke them, so that neither the account's nor the client's end is in the way.
-// The row and its job are written in the transaction that destroys the credential.
+// The outbox of revocations: grants that the provider is still to be told about. The row and its job are written in the
+// transaction that destroys the credential, and the account's end is not in the way of either.
+//
+// A record holds one of two things. What a destroyed credential held, taken over as it lay there, so that destroying asks for no
+// key; its client is the one that the project has. Or tokens that were never kept, or whose client or user goes (sealed-anew.ts):
+// sealed under a data key of the record's own, with the client.
 import { type Selectable, sql } from "kysely";
 import { newId } from "#libs/ids.ts";
-import { insertRows } from "#libs/insert-rows.ts";
-import { auditedAccount, changeAudited, insertAuditEntries, vaultItself } from "./audit-entries.ts";
-import type { CredentialRow } from "./credentials.ts";
+import { auditedAccount, changeAudited, insertAuditEntriesOf, vaultItself } from "./audit-entries.ts";
+import { type CredentialMaterial, type CredentialRow, credentialOwner } from "./credentials.ts";
 import type { OauthClient } from "./oauth-clients.ts";
 import type { RevocationsTable, VaultDatabase } from "./schema.ts";
 import { type SealedColumns, type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
@@ -19,6 +21,9 @@ const revocationDays = 7;
 // The queue waits e^n seconds after the n-th attempt, at most six hours: 40 attempts last longer than the seven days.
 const maxAttempts = 40;
 
+/** Why a record fails whose project has no OAuth client for it. */
+export const clientMissing = "OAUTH_CLIENT_MISSING";
+
 const revocationEnd = {
   DONE: { action: "credential.revocation_done", actor: vaultItself },
   FAILED: { action: "credential.revocation_failed", actor: vaultItself },
@@ -30,20 +35,13 @@ export type RevocationRow = Selectable<RevocationsTable> & { readonly expired: b
 /** Names one record. */
 export type RevocationKey = Pick<RevocationsTable, "projectId" | "id">;
 
-/** What is sealed in a row. */
-export interface RevocationSecrets {
-  readonly accessToken?: string;
-  readonly refreshToken?: string;
+/** What is sealed in a record of its own; the fields are for templated endpoints. */
+export interface RevocationSecrets extends CredentialMaterial {
   readonly client: OauthClient;
-  /** For templated endpoints. */
-  readonly fields: Readonly<Record<string, string>>;
 }
 
 /** A record that is sealed and not yet written. */
-export type PreparedRevocation = RevocationSubject & {
-  readonly id: string;
-  readonly sealed: SealedColumns | undefined;
-};
+export type PreparedRevocation = RevocationSubject & { readonly id: string; readonly sealed: SealedColumns };
 
 type Subject = Pick<CredentialRow, "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug">;
 
@@ -57,40 +55,87 @@ export function revocationOwner(row: Subject & { readonly id: string }): SecretO
   return { purpose: "revocation", projectId, environment, externalUserId, id, appSlug };
 }
 
-/** Seals what is to be revoked. Without a value the record says that there was nothing left to revoke with. */
+/** Opens what a record holds; without a client where it was taken over. DATA_LOSS when it does not open. */
+export async function openRevocation(
+  secrets: Secrets,
+  row: Omit<RevocationRow, "expired" | "readTime">,
+): Promise<CredentialMaterial & Partial<RevocationSecrets>> {
+  const { credentialGeneration: generation } = row;
+  if (generation !== null) return secrets.open<CredentialMaterial>(credentialOwner(row), { ...row, generation });
+  return secrets.open<RevocationSecrets>(revocationOwner(row), { ...row, generation: 0n });
+}
+
+/** Seals what is to be revoked. */
 export async function prepareRevocation(
   secrets: Secrets,
   of: RevocationSubject,
-  value: RevocationSecrets | undefined,
+  value: RevocationSecrets,
 ): Promise<PreparedRevocation> {
   const { projectId, environment, externalUserId, accountId, appSlug, oauthAppId, identityDigest } = of;
   const whose = { projectId, environment, externalUserId, accountId, appSlug, oauthAppId, identityDigest };
   const subject = { ...whose, revokeSharedGrant: of.revokeSharedGrant ?? false, id: newId("rev") };
   const owner = revocationOwner(subject);
-  const sealed = value && sealWith(await secrets.prepare(owner), owner, 0n, value);
-  return { ...subject, sealed };
+  return { ...subject, sealed: sealWith(await secrets.prepare(owner), owner, 0n, value) };
 }
 
-/** Writes records and queues their jobs; call it in the transaction of the change that causes them. */
-export async function insertRevocations(db: VaultDatabase, prepared: readonly PreparedRevocation[]): Promise<void> {
-  if (prepared.length === 0) return;
-  const unreadable = { ...wiped, state: "FAILED", lastError: "SECRET_UNREADABLE" } as const;
-  const rows = prepared.map(({ sealed, ...subject }) => ({
-    ...subject,
-    ...(sealed ? { ...sealed, state: "PENDING" as const, lastError: "" } : unreadable),
-  }));
-  await insertRows(db, "revocations", rows, {
-    expireTime: sql`now() + make_interval(days => ${revocationDays})`,
-    completeTime: sql`case when state = 'FAILED' then now() end`,
-  });
-  const given = prepared.filter(({ sealed }) => sealed === undefined);
-  const reason = "SECRET_UNREADABLE";
-  await insertAuditEntries(
-    db,
-    ...given.map(({ id, appSlug, ...row }) => ({ ...revocationEnd.FAILED, ...row, reason })),
-  );
-  const jobs = prepared.filter(({ sealed }) => sealed).map(({ projectId, id }) => JSON.stringify({ projectId, id }));
-  if (jobs.length === 0) return;
+/** Writes a record and queues its job; call it in the transaction of the change that causes it. */
+export async function insertRevocation(db: VaultDatabase, { sealed, ...subject }: PreparedRevocation): Promise<void> {
+  const expireTime = sql<Date>`now() + make_interval(days => ${revocationDays})`;
+  await db
+    .insertInto("revocations")
+    .values({ ...subject, ...sealed, state: "PENDING", expireTime })
+    .execute();
+  await queueJobs(db, subject.projectId, [subject.id]);
+}
+
+/** A credential that is about to be destroyed, and whether there is a client to tell its provider with. */
+export interface EndingGrant {
+  readonly accountId: string;
+  readonly hasClient: boolean;
+}
+
+/**
+ * Takes over what credentials of one project hold, and queues the jobs; call it in the transaction that wipes them, before that.
+ * The record of one without a client says at once that its provider cannot be told.
+ */
+export async function takeOverGrants(
+  transaction: VaultDatabase,
+  { projectId, revokeSharedGrant }: { readonly projectId: string; readonly revokeSharedGrant: boolean },
+  grants: readonly EndingGrant[],
+): Promise<void> {
+  if (grants.length === 0) return;
+  const named = grants.map((grant) => ({ ...grant, id: newId("rev") }));
+  const isTold = sql`ending.has_client`;
+  const ifTold = (column: string) => sql`case when ${isTold} then credentials.${sql.ref(column)} end`;
+  await sql`
+    insert into revocations
+      (project_id, id, environment, external_user_id, account_id, app_slug, oauth_app_id, identity_digest,
+       revoke_shared_grant, blob, data_key_id, wrapped_data_key, kek_id, credential_generation,
+       state, last_error, expire_time, complete_time)
+    select project_id, ending.id, environment, external_user_id, account_id, app_slug, oauth_app_id, identity_digest,
+      ${revokeSharedGrant}, ${ifTold("blob")}, ${ifTold("data_key_id")}, ${ifTold("wrapped_data_key")},
+      ${ifTold("kek_id")}, ${ifTold("generation")},
+      case when ${isTold} then 'PENDING' else 'FAILED' end, case when ${isTold} then '' else ${clientMissing} end,
+      now() + make_interval(days => ${revocationDays}), case when ${isTold} then null else now() end
+    from unnest(
+        ${named.map(({ id }) => id)}::text[], ${named.map(({ accountId }) => accountId)}::text[],
+        ${named.map(({ hasClient }) => hasClient)}::bool[]
+      ) as ending (id, account_id, has_client)
+      join credentials using (account_id)
+    where project_id = ${projectId}`.execute(transaction);
+  const told = named.filter(({ hasClient }) => hasClient).map(({ id }) => id);
+  if (told.length < named.length) {
+    const untold = named.filter(({ hasClient }) => !hasClient).map(({ id }) => id);
+    const rows = transaction.selectFrom("revocations").select(auditedAccount).where("projectId", "=", projectId);
+    const failed = rows.where("id", "=", sql<string>`any(${untold})`);
+    await insertAuditEntriesOf(transaction, failed, { ...revocationEnd.FAILED, reason: clientMissing });
+  }
+  await queueJobs(transaction, projectId, told);
+}
+
+async function queueJobs(db: VaultDatabase, projectId: string, ids: readonly string[]): Promise<void> {
+  if (ids.length === 0) return;
+  const jobs = ids.map((id) => JSON.stringify({ projectId, id }));
   await sql`
     select count(*) from graphile_worker.add_jobs(array(
       select row(${revokeTask}, payload, null, null, ${maxAttempts}, null, null, null)::graphile_worker.job_spec

@@ -65,6 +65,8 @@ export interface CredentialsTable {
   readonly revokeTime: Date | null;
   /** Imported and still refreshed by another system: leased while it is valid, never refreshed here. */
   readonly shadow: Generated<boolean>;
+  /** What is sealed, by its kind; none where that is not known. */
+  readonly secretKinds: Generated<readonly string[]>;
   /** What was destroyed, by its kind. */
   readonly destroyedKinds: Generated<readonly string[]>;
   /** Of the provider's name for its user; null where it is not known. */
@@ -148,6 +150,8 @@ export interface RevocationsTable {
   readonly identityDigest: Buffer | null;
   /** The provider is told even where that ends other accounts' grants: shared-grants.ts. */
   readonly revokeSharedGrant: Generated<boolean>;
+  /** Of the credential whose blob and data key these are; null where the grant was sealed for the outbox. */
+  readonly credentialGeneration: bigint | null;
   readonly state: "PENDING" | "DEFERRED" | "DONE" | "FAILED";
   readonly blob: Buffer | null;
   readonly dataKeyId: string | null;

@@ -14,7 +14,7 @@ export const sealedTables: readonly SealedTable[] = [
   { name: "credentials", recordId: sql`account_id` },
   { name: "oauth_clients", recordId: sql`oauth_app_id` },
   { name: "authorizations", recordId: sql`encode(state_digest, 'hex')` },
-  { name: "revocations", recordId: sql`id` },
+  { name: "revocations", recordId: sql`case when credential_generation is null then id else account_id end` },
   { name: "webhook_keys", recordId: sql`webhook_id` },
 ];
 

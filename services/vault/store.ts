@@ -7,6 +7,7 @@ import {
   type GrantFacts,
   lockCredential,
   putCredential,
+  secretKinds,
 } from "./credentials.ts";
 import { insertInvalidations } from "./lease-invalidations.ts";
 import { holdOwnApp } from "./own-apps.ts";
@@ -51,7 +52,8 @@ export async function storeCredential(
     if (existing.state === "REVOKED" || !isSame) return false;
   }
   const sealed = sealWith(key, credentialOwner(subject), (existing?.generation ?? 0n) + 1n, material);
-  await putCredential(transaction, subject, { sealed, facts, existing, ownApp });
+  const kinds = secretKinds(material);
+  await putCredential(transaction, subject, { sealed, secretKinds: kinds, facts, existing, ownApp });
   await insertAuditEntries(transaction, { ...by, projectId, environment, externalUserId, accountId });
   if (existing !== undefined) {
     await insertInvalidations(transaction, { projectId, accountIds: [accountId] }, "RECONNECTED");

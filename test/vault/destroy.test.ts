@@ -80,7 +80,10 @@ test("queues nothing for keys, which no provider can revoke", async () => {
   expect(await revocationOf(accountId)).toBeUndefined();
 });
 
-test("asks the provider again when it fails, and with the client that was destroyed meanwhile", async () => {
+test.each([
+  ["was destroyed", () => vault.asAccount.destroyOauthClient({ projectId: "proj_1", oauthAppId: "oa_1" }, soon())],
+  ["another one took the place of", () => vault.putClient(["a secret"], false, "another-client")],
+])("asks the provider again when it fails, and with the client that %s meanwhile", async (_, change) => {
   // The one failure is to be this account's.
   const pending = () => vault.db.selectFrom("revocations").select("id").where("state", "=", "PENDING").execute();
   await until(async () => (await pending()).length === 0);
@@ -93,7 +96,8 @@ test("asks the provider again when it fails, and with the client that was destro
     return { status: 503, body: "{}" };
   });
   await destroy(accountId);
-  await vault.asAccount.destroyOauthClient({ projectId: "proj_1", oauthAppId: "oa_1" }, soon());
+  await change();
+  expect((await revocationOf(accountId))?.credentialGeneration).toBeNull();
   await until(async () => (await revocationOf(accountId))?.lastError === "HTTP_503");
   await until(() => isRevoked(accountId), 15_000);
   expect(await vault.callApi(before)).toBe(401);
@@ -175,8 +179,37 @@ test("destroys what cannot be read, and says that the provider was not told", as
     .set({ blob: Buffer.alloc(200, 1) })
     .where("accountId", "=", accountId)
     .execute();
-  expect(await destroy(accountId)).toMatchObject([{ providerRevocation: ProviderRevocation.FAILED }]);
+  await destroy(accountId);
   expect(await rowOf(accountId)).toMatchObject({ state: "REVOKED", blob: null });
+  await until(async () => (await revocationOf(accountId))?.state === "FAILED");
+  expect(await revocationOf(accountId)).toMatchObject({ blob: null, lastError: "WRONG_KEY" });
+  expect(await destroy(accountId)).toMatchObject([{ providerRevocation: ProviderRevocation.FAILED }]);
+});
+
+test("says at once that the provider cannot be told where the project has no client any more", async () => {
+  const accountId = await connectAccount();
+  await vault.asAccount.destroyOauthClient({ projectId: "proj_1", oauthAppId: "oa_1" }, soon());
+  expect(await destroy(accountId)).toMatchObject([{ providerRevocation: ProviderRevocation.FAILED }]);
+  expect(await revocationOf(accountId)).toMatchObject({ blob: null, lastError: "OAUTH_CLIENT_MISSING" });
+  const entries = vault.db.selectFrom("auditEntries").select(["action", "reason"]).where("accountId", "=", accountId);
+  const failed = { action: "credential.revocation_failed", reason: "OAUTH_CLIENT_MISSING" };
+  expect(await entries.execute()).toContainEqual(failed);
+  await vault.putClient();
+});
+
+test("hands the outbox what the row held, as it lay there", async () => {
+  const accountId = await connectAccount();
+  const { blob, dataKeyId, wrappedDataKey, kekId, generation } = await rowOf(accountId);
+  const gate = Promise.withResolvers<void>();
+  shim.misbehave(async () => {
+    await gate.promise;
+    return undefined;
+  });
+  await destroy(accountId);
+  const taken = { blob, dataKeyId, wrappedDataKey, kekId, credentialGeneration: generation, state: "PENDING" };
+  expect(await revocationOf(accountId)).toMatchObject(taken);
+  gate.resolve();
+  await until(() => isRevoked(accountId));
 });
 
 test("takes no new credential for a destroyed account", async () => {

@@ -52,19 +52,19 @@ test("a receipt says who, what, when and what the provider knows, and holds no s
   await until(async () => payloadOf((await destroy(accountId))[0]?.jws ?? "").provider_revocation === "DONE");
 });
 
-test("names the kinds of what was destroyed, and none where it could not be read", async () => {
-  const [keys, unreadable] = [vault.newAccountId(), await connectAccount()];
+test("names the kinds of what was destroyed, and none where they were never noted", async () => {
+  const [keys, old, refreshed] = [vault.newAccountId(), await connectAccount(), await connectAccount()];
   const material = { $case: "fields", value: { values: { api_key: "sandbox-key-12345678" } } } as const;
   await vault.asAccount.storeCredential({ ...whose, accountId: keys, appSlug: "sandbox_header_key", material }, soon());
-  await vault.db
-    .updateTable("credentials")
-    .set({ blob: Buffer.alloc(200, 1) })
-    .where("accountId", "=", unreadable)
-    .execute();
-  const receipts = await destroy(keys, unreadable);
+  // As they were before kinds were noted.
+  const both = vault.db.updateTable("credentials").where("accountId", "in", [old, refreshed]);
+  await both.set({ secretKinds: [] }).execute();
+  await vault.vault.refresher.refresh(await vault.rowOf(refreshed));
+  const receipts = await destroy(keys, old, refreshed);
   const claims = new Map(receipts.map(({ accountId, jws }) => [accountId, payloadOf(jws)]));
   expect(claims.get(keys)).toMatchObject({ destroyed: ["fields"], provider_revocation: "NOT_APPLICABLE" });
-  expect(claims.get(unreadable)).toMatchObject({ destroyed: [], provider_revocation: "FAILED" });
+  expect(claims.get(old)).toMatchObject({ destroyed: [] });
+  expect(claims.get(refreshed)).toMatchObject({ destroyed: ["access_token", "refresh_token"], generation: "2" });
 });
 
 test("the command verifies receipts by the public key alone, as a JSON Web Key or PEM", async () => {

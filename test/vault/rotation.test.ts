@@ -112,6 +112,27 @@ test("counts a row that cannot be unwrapped, names it in the log, and wraps the 
   expect(await apiKeyOf(damaged)).toBe(keyOf(damaged));
 });
 
+test("a grant that the outbox took over is wrapped anew too, and its provider told", async () => {
+  const accountId = await vault.connectAccount();
+  const told = Promise.withResolvers<void>();
+  vault.shim.misbehave(async () => {
+    await told.promise;
+    return { status: 503, body: "{}" };
+  });
+  await vault.destroy(accountId);
+  const records = db.selectFrom("revocations").selectAll().where("accountId", "=", accountId);
+  const before = await records.executeTakeFirstOrThrow();
+  const kekId = await activateNewKey();
+  await operator.rotateKeys({}, soon());
+  await untilRotated(kekId);
+  const after = await records.executeTakeFirstOrThrow();
+  expect(after).toMatchObject({ kekId, blob: before.blob, dataKeyId: before.dataKeyId, state: "PENDING" });
+  expect(after.wrappedDataKey).not.toEqual(before.wrappedDataKey);
+  vault.shim.misbehave(() => undefined);
+  told.resolve();
+  await until(async () => (await records.executeTakeFirst())?.state === "DONE", 15_000);
+});
+
 test("a refresh that is under way does not put the old wrapping back", async () => {
   const accountId = await vault.connectAccount();
   await vault.endTokenIn(accountId, -1);

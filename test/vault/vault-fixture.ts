@@ -172,8 +172,8 @@ export async function vaultFixture(given?: TestDatabase) {
   const [asAccount, asProxy] = [await vault.as("account"), await vault.as("proxy")];
   const watching = await watchLeasesAs(asProxy, watchingProxyId);
   const oauthAppId = "oa_1";
-  const putClient = (clientSecrets = [clientSecret], keepSecrets = false) => {
-    const client = { projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId, clientSecrets, keepSecrets };
+  const putClient = (clientSecrets = [clientSecret], keepSecrets = false, id = clientId) => {
+    const client = { projectId: "proj_1", oauthAppId, appSlug: "sandbox", clientId: id, clientSecrets, keepSecrets };
     return asAccount.putOauthClient(client, soon());
   };
   await putClient();
@@ -217,6 +217,7 @@ export async function vaultFixture(given?: TestDatabase) {
       oauthAppId,
       token,
       keyringFile,
+      signingKey,
       signingKeyFile,
       directory,
     },
