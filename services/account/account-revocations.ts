@@ -63,13 +63,13 @@ export async function claimForRevocation(
   );
 }
 
-/** Ends the revocation of accounts whose credentials the vault has destroyed; gives those that it had not ended for yet. */
+/** Ends the revocation of accounts whose credentials the vault has destroyed; gives the ids of those that nobody had ended before. */
 export async function finishRevocation(
   db: AccountDatabase,
   projectId: string,
   ids: readonly string[],
   time: Date,
-): Promise<readonly AccountRow[]> {
+): Promise<ReadonlySet<string>> {
   // In the order of those who claim, so that two never wait for one another.
   const ending = db
     .selectFrom("accounts")
@@ -80,15 +80,16 @@ export async function finishRevocation(
     .orderBy("createTime")
     .orderBy("id")
     .forUpdate();
-  return db
+  const ended = await db
     .with("ending", () => ending)
     .updateTable("accounts")
     .from("ending")
     .set({ state: "REVOKED", updateTime: time })
     .where("accounts.projectId", "=", projectId)
     .whereRef("accounts.id", "=", "ending.id")
-    .returningAll("accounts")
+    .returning("accounts.id")
     .execute();
+  return new Set(ended.map(({ id }) => id));
 }
 
 // The state is written into the statement, not passed: only so can Postgres see that the partial indexes serve it.

@@ -110,7 +110,9 @@ async function endAccounts(
   const time = new Date(now());
   const receiptOf = (row: AccountRow) => byAccount.get(row.id) ?? nothingDestroyed(row, time);
   await db.transaction().execute(async (tx) => {
-    const ended = await finishRevocation(tx, first.projectId, accountIds, time);
+    const endedIds = await finishRevocation(tx, first.projectId, accountIds, time);
+    // Nobody changes an account that is REVOKING: but for its state it is as it was claimed.
+    const ended = rows.filter(({ id }) => endedIds.has(id));
     await insertAuditEntries(tx, call, time, ...ended.map((row) => auditEntryOf(row, action)));
     await insertEvents(tx, time, ...ended.map((row) => eventOf(row, receiptOf(row))));
   });
@@ -142,8 +144,12 @@ export function whose({ id, externalUserId, appSlug }: AccountRow) {
 }
 
 function auditEntryOf(row: AccountRow, action: RevokingCall["action"]) {
-  const before = toldOfAccount({ ...row, state: "ACTIVE" });
-  return { projectId: row.projectId, resourceId: row.id, action, before, after: toldOfAccount(row) };
+  const told = toldOfAccount(row);
+  const [before, after] = [
+    { ...told, state: "ACTIVE" },
+    { ...told, state: "REVOKED" },
+  ];
+  return { projectId: row.projectId, resourceId: row.id, action, before, after };
 }
 
 function eventOf(row: AccountRow, { destroyTime, providerRevocation }: RevocationReceipt) {

@@ -51,13 +51,13 @@ export function revocationHandlers(
     async deleteAccount(request, call) {
       const row = await getAnyAccount(db, request, request.accountId, toDo("manage", call));
       const { projectId, environment, externalUserId, id: accountId } = row;
-      await claimForRevocation(
+      const [claimed = row] = await claimForRevocation(
         db,
         { projectId, environment, externalUserId, accountId },
         { size: 1, after: undefined },
         new Date(now()),
       );
-      const [receipt] = await destroyAccounts(revoking, [row], { action: "DeleteAccount", call });
+      const [receipt] = await destroyAccounts(revoking, [claimed], { action: "DeleteAccount", call });
       return { receipt };
     },
     revokeAllAccounts(request, call) {
