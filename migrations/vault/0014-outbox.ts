@@ -1,4 +1,5 @@
-// The outbox takes over what a destroyed credential held as it lies there, so that destroying asks for no key. For the receipts, which kinds of secret a credential holds is noted when it is sealed. See
+// The outbox takes over what a destroyed credential held as it lies there, so that destroying asks for no key. For the receipts,
+// which kinds of secret a credential holds is noted when it is sealed. See
 // services/vault/destroy.ts and services/vault/revocations.ts.
 import { type Kysely, sql } from "kysely";
 
@@ -6,7 +7,7 @@ import { type Kysely, sql } from "kysely";
 export async function up(db: Kysely<unknown>): Promise<void> {
   await sql`
     alter table credentials
-      -- access_token, refresh_token, fields; unknown until the next refresh where it was sealed before there was this column.
+      -- access_token, refresh_token, fields; not known of what was sealed before there was this column, until it is sealed again.
       add column secret_kinds text[] not null default '{}'`.execute(db);
   await sql`
     alter table revocations

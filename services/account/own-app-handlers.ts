@@ -5,12 +5,12 @@
 import { judgeDefinition } from "#libs/app-definition.ts";
 import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { invalidField, invalidFields, StatusError } from "#libs/errors.ts";
-import type { Call } from "#libs/rpc.ts";
+import type { Call, CallOptions } from "#libs/rpc.ts";
 import { countUnrevoked } from "./account-revocations.ts";
 import { getNamedApp } from "./app-choice.ts";
 import { deleteAppOverridesOf } from "./app-overrides.ts";
 import { insertAuditEntries, type NewAuditEntry } from "./audit-entries.ts";
-import { afterwards, briefly, type HandlerGroup, type Vault } from "./handler-group.ts";
+import { afterwards, briefly, type HandlerGroup, ownRight, type Vault } from "./handler-group.ts";
 import { appMessage } from "./messages.ts";
 import { deleteOauthAppsOf, listOauthAppIds } from "./oauth-apps.ts";
 import {
@@ -68,6 +68,14 @@ export function ownAppHandlers(
     }
   }
 
+  async function destroyClients(
+    projectId: string,
+    oauthAppIds: readonly string[],
+    options: CallOptions,
+  ): Promise<void> {
+    for (const oauthAppId of oauthAppIds) await vault.destroyOauthClient({ projectId, oauthAppId }, options);
+  }
+
   function note(tx: AccountDatabase, call: Call, entry: NewAuditEntry): Promise<void> {
     return insertAuditEntries(tx, call, new Date(now()), entry);
   }
@@ -105,10 +113,12 @@ export function ownAppHandlers(
     async deleteApp({ projectId, appSlug, revokeAccounts: isCascade }, call) {
       const { slug } = await getOwnApp(projectId, appSlug);
       if (isCascade) await revokeAccounts(projectId, slug, call);
+      refuseInUse(await countAccounts(db, projectId, slug));
+      // Before the rows that name them: a call that ends here is taken up by the same call.
+      await destroyClients(projectId, await listOauthAppIds(db, projectId, slug), ownRight(call));
       const oauthAppIds = await db.transaction().execute(async (tx) => {
         const before = knownApp(await lockOwnApp(tx, projectId, slug));
-        const count = await countAccounts(tx, projectId, slug);
-        if (count > 0) throw inUse(count, "revoke them, or ask for that with revoke_accounts");
+        refuseInUse(await countAccounts(tx, projectId, slug));
         const ids = await listOauthAppIds(tx, projectId, slug);
         await deleteAppOverridesOf(tx, projectId, slug);
         await deleteOauthAppsOf(tx, projectId, slug);
@@ -117,7 +127,8 @@ export function ownAppHandlers(
         await vault.destroyApp({ projectId, appSlug: slug }, briefly(call));
         return ids;
       });
-      for (const oauthAppId of oauthAppIds) await vault.destroyOauthClient({ projectId, oauthAppId }, afterwards(call));
+      // One that came meanwhile.
+      await destroyClients(projectId, oauthAppIds, afterwards(call));
       return {};
     },
   };
@@ -133,6 +144,10 @@ function told(before: KnownApp | undefined): Pick<NewAuditEntry, "before"> {
   if (before === undefined) return {};
   const { projectOwned: _, ...app } = before;
   return { before: app };
+}
+
+function refuseInUse(count: number): void {
+  if (count > 0) throw inUse(count, "revoke them, or ask for that with revoke_accounts");
 }
 
 function inUse(count: number, what: string): StatusError {

@@ -89,15 +89,14 @@ export async function releaseAuthorization(db: VaultDatabase, row: Authorization
 export async function lockAuthorization(
   db: VaultDatabase,
   { projectId, stateDigest }: AuthorizationRow,
-): Promise<AuthorizationRow["state"] | undefined> {
-  const row = await db
+): Promise<Pick<AuthorizationRow, "state" | "externalUserId"> | undefined> {
+  return db
     .selectFrom("authorizations")
-    .select("state")
+    .select(["state", "externalUserId"])
     .where("projectId", "=", projectId)
     .where("stateDigest", "=", stateDigest)
     .forUpdate()
     .executeTakeFirst();
-  return row?.state;
 }
 
 /** Ends the authorization in success. */

@@ -149,7 +149,7 @@ export function grantColumns({ scopes, since, lifetimeSeconds, refreshAfterSecon
 }
 
 /** What is put; `existing` is the row as locked. */
-interface PutCredential extends Pick<CredentialRow, "secretKinds" | "ownApp"> {
+interface CredentialToPut extends Pick<CredentialRow, "secretKinds" | "ownApp"> {
   readonly sealed: SealedColumns;
   readonly facts: GrantFacts;
   readonly existing: CredentialRow | undefined;
@@ -162,7 +162,7 @@ export async function putCredential(
     CredentialsTable,
     "projectId" | "environment" | "externalUserId" | "accountId" | "appSlug" | "oauthAppId"
   >,
-  { sealed, facts, existing, ...more }: PutCredential,
+  { sealed, facts, existing, ...more }: CredentialToPut,
 ): Promise<void> {
   const columns = {
     ...sealed,

@@ -45,6 +45,7 @@ export async function listDestroyed(db: VaultDatabase, filter: DestroyFilter): P
       ),
     )
     .where(isAmong(filter))
+    .where("state", "=", "REVOKED")
     .orderBy("accountId")
     .execute();
 }

@@ -66,8 +66,12 @@ async function storeGrant(
 ): Promise<void> {
   const material = materialOf(grant, context.fields);
   const digestOfIdentity = identityDigest(identity.key);
+  let externalUserId = "";
   const isSettled = await db.transaction().execute(async (transaction) => {
-    const state = await lockAuthorization(transaction, row);
+    const locked = await lockAuthorization(transaction, row);
+    const state = locked?.state;
+    // A pseudonym by now, where the user was erased meanwhile.
+    externalUserId = locked?.externalUserId ?? row.externalUserId;
     // Of an earlier attempt, whose commit was not acknowledged: nobody else ends a claim well.
     if (state === "SUCCEEDED") return true;
     if (state !== "EXCHANGING") return false;
@@ -91,8 +95,14 @@ async function storeGrant(
   // Not kept, or revoked while the user was at the provider: what was just granted must not live on there.
   const prepared = await prepareRevocation(
     secrets,
-    { ...row, identityDigest: digestOfIdentity },
+    { ...row, externalUserId, identityDigest: digestOfIdentity },
     { ...material, client: context.client },
   );
-  await db.transaction().execute((transaction) => insertRevocation(transaction, prepared));
+  await db.transaction().execute(async (transaction) => {
+    // Held: who erases the user finds the record. Erased since: the attempt begins again.
+    const locked = await lockAuthorization(transaction, row);
+    if (locked !== undefined && locked.externalUserId !== externalUserId)
+      throw new Error("the user was erased meanwhile");
+    await insertRevocation(transaction, prepared);
+  });
 }

@@ -1,6 +1,7 @@
 // Changes of the projects' OAuth clients: put, replaced, destroyed. What the outbox took over from credentials is revoked with the
-// client that the project has; before that one goes, it is sealed with it (sealed-anew.ts), once without holding the client, for
-// there can be thousands, and once more, for what came meanwhile, while those who destroy wait for it.
+// client that the project has, so before that one goes, it is sealed with it (sealed-anew.ts). That is done without holding the
+// client, for there can be thousands, and a key service may be slow; those who destroy hold it, so that nothing can come after a
+// look that found none left.
 import { type Selectable, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import { type Actor, insertAuditEntries } from "./audit-entries.ts";
@@ -13,7 +14,7 @@ import {
   selectOauthClient,
 } from "./oauth-clients.ts";
 import type { OauthClientsTable, VaultDatabase } from "./schema.ts";
-import { sealWithClient } from "./sealed-anew.ts";
+import { hasTakenOver, sealWithClient } from "./sealed-anew.ts";
 import { type Secrets, sealWith, wiped } from "./secrets.ts";
 
 interface ChangeOptions {
@@ -23,6 +24,9 @@ interface ChangeOptions {
 
 /** As many as the contract lets a request bring. */
 const maxSecrets = 5;
+
+// Each can lose to accounts that are being destroyed; the first only looks.
+const mostRounds = 10;
 
 /** Stores a client, or changes it: its secrets are replaced, or with `keepSecrets` stay behind the new ones. */
 export async function putOauthClient(
@@ -34,12 +38,9 @@ export async function putOauthClient(
   const owner = clientOwner(client);
   const key = await secrets.prepare(owner);
   // Opened before the transaction, which must not wait for a key provider; it begins again when they are others by then.
-  const before = await selectOauthClient(db, client).executeTakeFirst();
-  if (isAnother(before, client)) await sealWithClient({ db, secrets }, client);
   const kept = client.keepSecrets ? await findSecrets({ db, secrets }, client) : undefined;
-  await db.transaction().execute(async (transaction) => {
-    const existing = await selectOauthClient(transaction, client).forUpdate().executeTakeFirst();
-    if (isAnother(existing, client)) await sealWithClient({ db: transaction, secrets }, client);
+  const isAnother = (row: ClientRow) => row.clientId !== clientId || row.appSlug !== appSlug;
+  await whenLetGo({ db, secrets }, client, isAnother, async (transaction, existing) => {
     if (kept !== undefined && kept.generation !== existing?.generation) throw concurrentChange();
     const generation = nextGeneration(existing);
     const values = [...new Set([...client.secrets, ...(kept?.values ?? [])])].slice(0, maxSecrets);
@@ -82,11 +83,8 @@ export async function destroyOauthClient(
   { projectId, oauthAppId }: OauthClientKey,
   actor: Actor,
 ): Promise<void> {
-  await sealWithClient({ db, secrets }, { projectId, oauthAppId });
-  await db.transaction().execute(async (transaction) => {
-    // What was destroyed since: those who destroy hold the client.
-    await selectOauthClient(transaction, { projectId, oauthAppId }).forUpdate().executeTakeFirst();
-    await sealWithClient({ db: transaction, secrets }, { projectId, oauthAppId });
+  const always = () => true;
+  await whenLetGo({ db, secrets }, { projectId, oauthAppId }, always, async (transaction) => {
     const { numUpdatedRows } = await transaction
       .updateTable("oauthClients")
       .set({ ...wiped, destroyTime: sql<Date>`now()`, updateTime: sql<Date>`now()` })
@@ -104,12 +102,30 @@ export async function destroyOauthClient(
   });
 }
 
-/** Whether the client that is put takes the place of another one: a grant is of one client id and no other. */
-function isAnother(
-  row: Selectable<OauthClientsTable> | undefined,
-  { clientId, appSlug }: Pick<OauthClientsTable, "clientId" | "appSlug">,
-): boolean {
-  return row !== undefined && row.destroyTime === null && (row.clientId !== clientId || row.appSlug !== appSlug);
+type ClientRow = Selectable<OauthClientsTable>;
+
+/**
+ * Changes a client, which is held, in one transaction. Where it goes, nothing that was taken over is left of it: ABORTED, and
+ * nothing changed, when accounts of it are destroyed all the time.
+ */
+async function whenLetGo(
+  options: ChangeOptions,
+  key: OauthClientKey,
+  goes: (row: ClientRow) => boolean,
+  change: (transaction: VaultDatabase, row: ClientRow | undefined) => Promise<void>,
+): Promise<void> {
+  for (let round = 0; round < mostRounds; round += 1) {
+    const isLetGo = await options.db.transaction().execute(async (transaction) => {
+      const row = await selectOauthClient(transaction, key).forUpdate().executeTakeFirst();
+      const isInUse = row !== undefined && row.destroyTime === null && goes(row);
+      if (isInUse && (await hasTakenOver(transaction, key))) return false;
+      await change(transaction, row);
+      return true;
+    });
+    if (isLetGo) return;
+    await sealWithClient(options, key);
+  }
+  throw concurrentChange();
 }
 
 function concurrentChange(): StatusError {

@@ -113,7 +113,9 @@ async function recordOnce(
     if (await recordRefresh(db, { ...subject, generation }, brought)) return { kind: "refreshed" };
   }
   // The row is not what the refresh began from: stored already, connected anew, or destroyed.
-  const now = await findCredential(db, subject);
+  const { projectId, accountId } = subject;
+  // Whoever it belongs to by now: an erased user has a pseudonym there.
+  const now = await findCredential(db, { projectId, accountId });
   if (now?.lastIntentId === intentId) return { kind: "refreshed" };
   if (now?.state !== "REVOKED") return { kind: "current" };
   if (revoker !== undefined) {

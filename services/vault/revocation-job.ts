@@ -48,10 +48,8 @@ export async function revoke(options: RevocationJobOptions, key: RevocationKey, 
   const row = await findPending(options, key);
   if (row === undefined) return;
   const outcome = await tell(options, row).catch((failure: unknown): RevocationOutcome => {
-    // A sealed vault, fields that fit no endpoint: the attempts end here too. What does not open will not open later either.
-    if (failure instanceof StatusError) {
-      return { kind: failure.code === "DATA_LOSS" ? "refused" : "retry", error: failure.reason };
-    }
+    // A sealed vault, a record that does not open, fields that fit no endpoint: the attempts end here too.
+    if (failure instanceof StatusError) return { kind: "retry", error: failure.reason };
     log.error({ revocationId: key.id, err: failure }, "a revocation met a fault of our own");
     return { kind: "retry", error: "INTERNAL" };
   });
@@ -81,11 +79,15 @@ async function findPending({ db, catalog }: RevocationJobOptions, key: Revocatio
 
 /** Tells the provider of both tokens. */
 async function tell(options: RevocationJobOptions, row: RevocationRow): Promise<RevocationOutcome> {
-  const { secrets, providers } = options;
+  const { db, secrets, providers } = options;
   const app = await findAnyApp(options, row);
   if (app === undefined || !isOauthApp(app)) return { kind: "retry", error: "APP_NOT_IN_CATALOG" };
   const value = await openRevocation(secrets, row);
   const found = await presentClient(options, row, value.client);
+  // Before a client goes, what was taken over is sealed with it: as long as that is not done, the client just read is the right one.
+  const now = value.client === undefined ? await findRevocation(db, row) : row;
+  if (now?.state !== "PENDING") return { kind: "retry", error: "ENDED_MEANWHILE" };
+  if (now.credentialGeneration !== row.credentialGeneration) return tell(options, now);
   const client = found?.client ?? value.client;
   if (client === undefined) return { kind: "refused", error: clientMissing };
   const context = { app, client, fields: value.fields };
@@ -105,7 +107,7 @@ async function tell(options: RevocationJobOptions, row: RevocationRow): Promise<
   return refused ?? { kind: "revoked", refusedSecrets: 0 };
 }
 
-/** The record's client with the secrets that it has by now; undefined where it is gone, and those in the record are what there is. */
+/** The client that the project has, with the secrets of by now; undefined where that is not the record's own any more. */
 async function presentClient(
   options: RevocationJobOptions,
   row: RevocationRow,

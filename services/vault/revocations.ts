@@ -175,6 +175,20 @@ export async function failRevocation(db: VaultDatabase, key: RevocationKey): Pro
   await changeAudited(db, change, revocationEnd.FAILED);
 }
 
+/** Does the same with a record whose tokens are of no use, by a stable name; not where others have been put in their place. */
+export async function failUnreadable(
+  db: VaultDatabase,
+  { blob, ...key }: RevocationKey & Pick<RevocationRow, "blob">,
+  lastError: string,
+): Promise<void> {
+  const change = ofKey(db, key)
+    .set({ ...wiped, state: "FAILED", lastError, completeTime: sql<Date>`now()` })
+    .where("state", "=", "PENDING")
+    .where("blob", "=", blob)
+    .returning(auditedAccount);
+  await changeAudited(db, change, { ...revocationEnd.FAILED, reason: lastError });
+}
+
 /** Notes why an attempt failed, by a stable name. */
 export async function noteRevocationError(db: VaultDatabase, key: RevocationKey, lastError: string): Promise<void> {
   await ofKey(db, key).set({ lastError }).execute();

@@ -244,6 +244,11 @@ test("takes the OAuth apps and overrides along, and leaves everything when the v
   const override = { appSlug: "with_client", name: "EU", oauthAppId };
   const { appOverride } = await api.createAppOverride(override, call(acme.token));
   const remove = () => api.deleteApp({ appSlug: "with_client" }, call(acme.token));
+  vault.failNext("destroyOauthClient", new StatusError("UNAVAILABLE", "DOWN", "Down."));
+  await expect(remove()).rejects.toMatchObject({ code: "UNAVAILABLE" });
+  expect(vault.callsOf("destroyApp").filter(({ request }) => JSON.stringify(request).includes("with_client"))).toEqual(
+    [],
+  );
   vault.failNext("destroyApp", new StatusError("UNAVAILABLE", "DOWN", "Down."));
   await expect(remove()).rejects.toMatchObject({ code: "UNAVAILABLE" });
   expect((await api.getOauthApp({ oauthAppId }, call(acme.token))).oauthApp).toEqual(oauthApp);

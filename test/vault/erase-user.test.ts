@@ -112,7 +112,8 @@ test("gives up a revocation that does not open any more, instead of keeping the 
     .where("accountId", "=", accountId)
     .execute();
   await erase();
-  expect(await revocationsOf(accountId)).toMatchObject([{ state: "FAILED", blob: null, externalUserId: pseudonym }]);
+  const failed = { state: "FAILED", lastError: "WRONG_KEY", blob: null, externalUserId: pseudonym };
+  expect(await revocationsOf(accountId)).toMatchObject([failed]);
   expect(await mentions()).toEqual(nowhere);
   gate.resolve();
 });
@@ -145,6 +146,27 @@ test("keeps nothing of a code that the user brings back afterwards, and nothing 
     expect(await db.selectFrom("credentials").selectAll().where("accountId", "=", accountId).execute()).toEqual([]);
   }
   await until(() => provider.stats.revocationRequests > told);
+  expect(await mentions()).toEqual(nowhere);
+});
+
+test("has what a refresh brings too late revoked, under the pseudonym", async () => {
+  const accountId = await connectAccount();
+  const gate = Promise.withResolvers<void>();
+  let held = false;
+  shim.misbehave(async (path) => {
+    if (path !== "/token") return undefined;
+    held = true;
+    await gate.promise;
+    return undefined;
+  });
+  const refreshing = vault.vault.refresher.refresh(await rowOf(accountId)).catch(() => undefined);
+  await until(() => held);
+  await erase();
+  gate.resolve();
+  await refreshing;
+  await until(async () => (await revocationsOf(accountId)).length === 2);
+  await until(async () => (await revocationsOf(accountId)).every(({ state }) => state === "DONE"));
+  expect(await mentions()).toEqual(nowhere);
 });
 
 test("leaves other users, environments and projects as they are, and is for the account service alone", async () => {
