@@ -37,6 +37,13 @@ test("deletes an account with a receipt, refuses it from then on, and says so ag
   const refusal = await api.getAccount(request, call(acme.token)).catch((error) => error);
   expect(refusal).toMatchObject({ code: "FAILED_PRECONDITION", reason: "ACCOUNT_REVOKED" });
   expect(refusal.message).toMatch(/^The account was revoked at \d{4}-\d\d-\d\dT[\d:.]+Z\.$/);
+  const events = db
+    .selectFrom("events")
+    .select("data")
+    .where("accountId", "=", id)
+    .where("type", "=", "account.revoked");
+  const revokeTime = refusal.message.match(/at (.*)\.$/)?.[1];
+  expect(await events.execute()).toMatchObject([{ data: { revokeTime } }]);
   expect(await listed(acme.token)).toBe(0);
   expect((await api.deleteAccount(request, call(acme.token))).receipt).toEqual(receipt);
   const reconnect = api.createAccount(
