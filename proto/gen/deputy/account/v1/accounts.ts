@@ -182,7 +182,7 @@ export interface RevocationReceipt {
   externalUserId: string;
   /** Output only. Its app. */
   appSlug: string;
-  /** Output only. When the wrapped key was deleted and the credential became unusable; absent in a dry run. */
+  /** Output only. When the credential was destroyed and became unusable; absent in a dry run. */
   destroyTime:
     | Date
     | undefined;

@@ -21,7 +21,7 @@ export const CredentialState = {
   UNKNOWN: 2,
   /** NEEDS_REAUTH - Only the user can mend it, by connecting again. */
   NEEDS_REAUTH: 3,
-  /** REVOKED - Destroyed: its wrapped key is gone. */
+  /** REVOKED - Destroyed: nothing of it can be used any more. */
   REVOKED: 4,
 } as const;
 
