@@ -27,8 +27,11 @@ export async function insertRows<Tables, Table extends keyof Tables & string>(
 }
 
 function record(names: readonly (readonly [string, string])[]) {
-  return (row: Readonly<Record<string, unknown>>) =>
-    Object.fromEntries(names.map(([column, name]) => [name, cell(row[column])]));
+  return (row: Readonly<Record<string, unknown>>) => {
+    const cells: Record<string, unknown> = {};
+    for (const [column, name] of names) cells[name] = cell(row[column]);
+    return cells;
+  };
 }
 
 /** As the plugin of the database names columns, which have no two capitals beside one another. */

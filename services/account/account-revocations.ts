@@ -1,7 +1,7 @@
 // The table of accounts as revocation goes through it: ACTIVE, then REVOKING, then REVOKED, each step one statement, and each
 // account by itself. For a caller who acts for a member, a filter takes what that member may delete.
 import { sql } from "kysely";
-import { type AccountFilter, matchingAccounts } from "./accounts.ts";
+import { type AccountFilter, matchingAccounts, toldColumns } from "./accounts.ts";
 import { allowedRows } from "./member-rights.ts";
 import { isAfter, type Page } from "./pages.ts";
 import type { AccountDatabase, AccountRow } from "./schema.ts";
@@ -26,13 +26,18 @@ export async function listRevoked(db: AccountDatabase, filter: AccountFilter, pa
   return nextOf(revoked(db, filter), page);
 }
 
+const claimedColumns = ["projectId", "id", "createTime", "revokeTime", ...toldColumns] as const;
+
+/** Of an account, what its revocation works with. */
+export type ClaimedAccount = Pick<AccountRow, (typeof claimedColumns)[number]>;
+
 /** Begins the revocation of the next accounts, oldest first, or takes it up again: from here on they are refused. */
 export async function claimForRevocation(
   db: AccountDatabase,
   filter: AccountFilter,
   { size, after }: Page,
   time: Date,
-): Promise<readonly AccountRow[]> {
+): Promise<readonly ClaimedAccount[]> {
   const from = unrevoked(db, filter).where(isAfter(after));
   const next = from.select("id").orderBy("createTime").orderBy("id").limit(size).forUpdate();
   return (
@@ -52,11 +57,11 @@ export async function claimForRevocation(
           }))
           .where("accounts.projectId", "=", filter.projectId)
           .whereRef("accounts.id", "=", "next.id")
-          .returningAll("accounts"),
+          .returning(claimedColumns.map((column) => `accounts.${column}` as const)),
       )
       // The update by itself gives them in no order, and the next page begins after the last.
       .selectFrom("claimed")
-      .selectAll()
+      .select(claimedColumns)
       .orderBy("createTime")
       .orderBy("id")
       .execute()

@@ -133,8 +133,14 @@ export async function lockAccount(tx: AccountDatabase, { projectId }: AccountSco
     .execute();
 }
 
+/** The columns that the audit tells of an account. */
+export const toldColumns = [
+  ...(["environment", "externalUserId", "appSlug", "oauthAppId", "authorizedScopes", "name", "state"] as const),
+  ...(["ownerMemberId", "sharing", "sharedMemberIds"] as const),
+] as const;
+
 /** What the audit tells of an account. */
-export function toldOfAccount(row: AccountRow): Told {
+export function toldOfAccount(row: Pick<AccountRow, (typeof toldColumns)[number]>): Told {
   const { environment, externalUserId, appSlug, oauthAppId, authorizedScopes } = row;
   const { name, state, ownerMemberId, sharing, sharedMemberIds } = row;
   return {

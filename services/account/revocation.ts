@@ -4,12 +4,12 @@
 // itself: one audit entry and one event for each account, in its transaction, whoever began it.
 import type { Call } from "#libs/rpc.ts";
 import { ProviderRevocation, RevocationReceipt } from "#proto/deputy/account/v1/accounts.ts";
-import { claimForRevocation, countUnrevoked, finishRevocation } from "./account-revocations.ts";
+import { type ClaimedAccount, claimForRevocation, countUnrevoked, finishRevocation } from "./account-revocations.ts";
 import { type AccountFilter, toldOfAccount } from "./accounts.ts";
 import { insertAuditEntries } from "./audit-entries.ts";
 import { insertEvents } from "./events.ts";
 import { ownRight, type Vault } from "./handler-group.ts";
-import type { AccountDatabase, AccountRow } from "./schema.ts";
+import type { AccountDatabase } from "./schema.ts";
 
 // One transaction of the vault each: large enough to be quick, small enough for receipts to flow and locks to be short.
 export const batchSize = 400;
@@ -57,7 +57,7 @@ export async function* revokeMatching(
 /** Destroys the credentials of accounts of one environment that are no longer ACTIVE. Of those REVOKED it gives the receipts. */
 export async function destroyAccounts(
   revoking: Revoking,
-  rows: readonly AccountRow[],
+  rows: readonly ClaimedAccount[],
   by: RevokingCall,
 ): Promise<readonly RevocationReceipt[]> {
   return endAccounts(revoking, await destroyCredentialsOf(revoking, rows, by), by);
@@ -65,7 +65,7 @@ export async function destroyAccounts(
 
 /** Accounts that are REVOKING, or were REVOKED before, and what the vault says of their credentials. */
 interface DestroyedBatch {
-  readonly rows: readonly AccountRow[];
+  readonly rows: readonly ClaimedAccount[];
   readonly receipts: readonly RevocationReceipt[];
 }
 
@@ -76,7 +76,7 @@ async function* destroyedBatches(
   by: RevokingCall,
 ): AsyncGenerator<DestroyedBatch> {
   const { db, now } = revoking;
-  let after: AccountRow | undefined;
+  let after: ClaimedAccount | undefined;
   do {
     const rows = await claimForRevocation(db, filter, { size: batchSize, after }, new Date(now()));
     if (rows.length > 0) yield await destroyCredentialsOf(revoking, rows, by);
@@ -86,7 +86,7 @@ async function* destroyedBatches(
 
 async function destroyCredentialsOf(
   { vault }: Revoking,
-  rows: readonly AccountRow[],
+  rows: readonly ClaimedAccount[],
   { call }: RevokingCall,
 ): Promise<DestroyedBatch> {
   const [first] = rows;
@@ -108,7 +108,7 @@ async function endAccounts(
   const accountIds = rows.map(({ id }) => id);
   const byAccount = new Map(receipts.map((receipt) => [receipt.accountId, receipt]));
   const time = new Date(now());
-  const receiptOf = (row: AccountRow) => byAccount.get(row.id) ?? nothingDestroyed(row, time);
+  const receiptOf = (row: ClaimedAccount) => byAccount.get(row.id) ?? nothingDestroyed(row, time);
   await db.transaction().execute(async (tx) => {
     const endedIds = await finishRevocation(tx, first.projectId, accountIds, time);
     // Nobody changes an account that is REVOKING: but for its state it is as it was claimed.
@@ -139,11 +139,11 @@ async function* oneAhead<Item>(items: AsyncGenerator<Item>): AsyncGenerator<Item
 }
 
 /** Whose account it is, as receipts say it. */
-export function whose({ id, externalUserId, appSlug }: AccountRow) {
+export function whose({ id, externalUserId, appSlug }: ClaimedAccount) {
   return { accountId: id, externalUserId, appSlug };
 }
 
-function auditEntryOf(row: AccountRow, action: RevokingCall["action"]) {
+function auditEntryOf(row: ClaimedAccount, action: RevokingCall["action"]) {
   const told = toldOfAccount(row);
   const [before, after] = [
     { ...told, state: "ACTIVE" },
@@ -152,7 +152,7 @@ function auditEntryOf(row: AccountRow, action: RevokingCall["action"]) {
   return { projectId: row.projectId, resourceId: row.id, action, before, after };
 }
 
-function eventOf(row: AccountRow, { destroyTime, providerRevocation }: RevocationReceipt) {
+function eventOf(row: ClaimedAccount, { destroyTime, providerRevocation }: RevocationReceipt) {
   const { projectId, environment, externalUserId, id: accountId, appSlug } = row;
   const name = Object.entries(ProviderRevocation).find(([, number]) => number === providerRevocation)?.[0] ?? "";
   const data = { appSlug, revokeTime: row.revokeTime, destroyTime, providerRevocation: name };
@@ -160,7 +160,7 @@ function eventOf(row: AccountRow, { destroyTime, providerRevocation }: Revocatio
 }
 
 /** The receipt of an account for which the vault had no credential. */
-function nothingDestroyed(row: AccountRow, time: Date): RevocationReceipt {
+function nothingDestroyed(row: ClaimedAccount, time: Date): RevocationReceipt {
   return RevocationReceipt.fromPartial({
     ...whose(row),
     destroyTime: row.revokeTime ?? time,
