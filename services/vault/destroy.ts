@@ -8,7 +8,6 @@ import type { Actor } from "./audit-entries.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
 import type { CallersFirst } from "./callers-first.ts";
 import {
-  type DestroyedCredential,
   type DestroyFilter,
   type LivingRow,
   listDestroyed,
@@ -20,7 +19,7 @@ import type { LeaseSignals } from "./lease-signals.ts";
 import { holdOauthClients } from "./oauth-clients.ts";
 import { findAnyApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
-import { type IssuedReceipt, issueReceipt, tellTheSame } from "./receipts.ts";
+import { type IssuedReceipt, issueReceipt } from "./receipts.ts";
 import { type EndingGrant, takeOverGrants } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { deferRevocations } from "./shared-grants.ts";
@@ -47,19 +46,13 @@ export async function destroyCredentials(
   options: DestroyOptions,
   request: DestroyRequest,
 ): Promise<readonly IssuedReceipt[]> {
-  const ahead: SignedAhead = new Map();
-  await options.db
-    .transaction()
-    .execute((transaction) => destroyLiving({ ...options, db: transaction }, request, ahead));
+  await options.db.transaction().execute((transaction) => destroyLiving({ ...options, db: transaction }, request));
   await deferRevocations(options.db, options.catalog, request);
-  const [receipts] = await Promise.all([issueReceipts(options, request, ahead), untilLeasesEnd(options, request)]);
+  const [receipts] = await Promise.all([issueReceipts(options, request), untilLeasesEnd(options, request)]);
   return receipts;
 }
 
-/** Receipts by account that are signed while Postgres is at work: of no worth until it is done, and says the same. */
-type SignedAhead = Map<string, Promise<IssuedReceipt>>;
-
-async function destroyLiving(options: DestroyOptions, request: DestroyRequest, ahead: SignedAhead): Promise<void> {
+async function destroyLiving(options: DestroyOptions, request: DestroyRequest): Promise<void> {
   const { db, callersFirst } = options;
   // Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's.
   await failAuthorizationsOf(db, request);
@@ -68,13 +61,7 @@ async function destroyLiving(options: DestroyOptions, request: DestroyRequest, a
   if (rows.length === 0) return;
   const living = { ...request, accountIds: rows.map(({ accountId }) => accountId) };
   await callersFirst.serve(async () => {
-    const grants = await grantsToTell(options, rows);
-    for (const credential of asDestroyed(rows, grants)) {
-      const receipt = issueReceipt(options.signingKey, credential);
-      receipt.catch(() => undefined);
-      ahead.set(credential.accountId, receipt);
-    }
-    await takeOverGrants(db, living, grants);
+    await takeOverGrants(db, living, await grantsToTell(options, rows));
     await revokeCredentials(db, living, request.actor);
     await insertInvalidations(db, living, "REVOKED");
   });
@@ -101,30 +88,7 @@ async function grantsToTell(source: DestroyOptions, rows: readonly LivingRow[]):
   }));
 }
 
-/** The credentials as they will be read when they are destroyed. */
-function asDestroyed(rows: readonly LivingRow[], grants: readonly EndingGrant[]): readonly DestroyedCredential[] {
-  const states = new Map(
-    grants.map(({ accountId, hasClient }) => [accountId, hasClient ? "PENDING" : "FAILED"] as const),
-  );
-  return rows.map(({ generation, secretKinds, transactionTime, ...row }) => ({
-    ...row,
-    generation: generation + 1n,
-    destroyedKinds: secretKinds,
-    revokeTime: transactionTime,
-    readTime: transactionTime,
-    providerRevocation: states.get(row.accountId) ?? "NOT_APPLICABLE",
-  }));
-}
-
-async function issueReceipts(
-  { db, signingKey }: DestroyOptions,
-  filter: DestroyFilter,
-  ahead: SignedAhead,
-): Promise<IssuedReceipt[]> {
+async function issueReceipts({ db, signingKey }: DestroyOptions, filter: DestroyFilter): Promise<IssuedReceipt[]> {
   const destroyed = await listDestroyed(db, filter);
-  const issue = async (credential: DestroyedCredential) => {
-    const signed = await ahead.get(credential.accountId);
-    return signed && tellTheSame(signed.credential, credential) ? signed : issueReceipt(signingKey, credential);
-  };
-  return Promise.all(destroyed.map(issue));
+  return Promise.all(destroyed.map((credential) => issueReceipt(signingKey, credential)));
 }

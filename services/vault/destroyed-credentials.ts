@@ -12,21 +12,14 @@ export interface DestroyFilter {
   readonly accountIds: readonly string[];
 }
 
-const livingColumns = [
-  ...(["projectId", "environment", "externalUserId", "accountId", "appSlug", "oauthAppId"] as const),
-  ...(["generation", "secretKinds", "shadow"] as const),
-] as const;
+const livingColumns = ["projectId", "accountId", "appSlug", "oauthAppId", "shadow"] as const;
 
-/** Of a row that is not destroyed, what has to be known to destroy it and to tell of it. */
-export interface LivingRow extends Pick<CredentialRow, (typeof livingColumns)[number]> {
-  /** When it will have been destroyed: when the transaction began. */
-  readonly transactionTime: Date;
-}
+/** Of a row that is not destroyed, what has to be known to destroy it. */
+export type LivingRow = Pick<CredentialRow, (typeof livingColumns)[number]>;
 
 /** Holds what is not destroyed yet, in the order of the accounts, until the transaction ends. */
 export async function lockCredentials(db: VaultDatabase, filter: DestroyFilter): Promise<readonly LivingRow[]> {
-  const time = sql<Date>`now()`.as("transactionTime");
-  const rows = db.selectFrom("credentials").select(livingColumns).select(time);
+  const rows = db.selectFrom("credentials").select(livingColumns);
   return rows.where(isAmong(filter)).where("state", "<>", "REVOKED").orderBy("accountId").forUpdate().execute();
 }
 

@@ -38,20 +38,9 @@ export async function issueReceipt(
   { privateKey, keyId }: SigningKey,
   credential: DestroyedCredential,
 ): Promise<IssuedReceipt> {
-  const facts: Receipt = { iat: Math.floor(credential.readTime.getTime() / 1000), ...factsOf(credential) };
-  const header = { alg: "EdDSA", kid: keyId, typ: mediaType };
-  const jws = await new SignJWT(facts).setProtectedHeader(header).setIssuer(issuer).sign(privateKey);
-  return { credential, jws };
-}
-
-/** Whether the receipts of two readings say the same, but for when. */
-export function tellTheSame(one: DestroyedCredential, other: DestroyedCredential): boolean {
-  return JSON.stringify(factsOf(one)) === JSON.stringify(factsOf(other));
-}
-
-function factsOf(credential: DestroyedCredential): Omit<Receipt, "iat"> {
   const { readTime, revokeTime, generation } = credential;
-  return {
+  const facts: Receipt = {
+    iat: Math.floor(readTime.getTime() / 1000),
     project_id: credential.projectId,
     environment: credential.environment,
     external_user_id: credential.externalUserId,
@@ -63,6 +52,9 @@ function factsOf(credential: DestroyedCredential): Omit<Receipt, "iat"> {
     generation: String(generation - 1n),
     provider_revocation: credential.providerRevocation,
   };
+  const header = { alg: "EdDSA", kid: keyId, typ: mediaType };
+  const jws = await new SignJWT(facts).setProtectedHeader(header).setIssuer(issuer).sign(privateKey);
+  return { credential, jws };
 }
 
 /** Verifies receipts with the vault's public keys: gives what one says, or why it is none, in a few words. */
