@@ -17,6 +17,13 @@ export type Fault =
 /** Says what becomes of a request, by its path and all that came with it: URL, headers and body in one text. */
 export type Judge = (path: string, asked: string) => Fault | Promise<Fault>;
 
+/** Requests on their way to the provider. */
+export interface HeldRequests {
+  /** Settled when the first has come. */
+  readonly arrived: Promise<void>;
+  letGo(): void;
+}
+
 /** A running shim. */
 export interface ProviderShim {
   readonly url: string;
@@ -27,6 +34,8 @@ export interface ProviderShim {
   readonly tokenAnswers: { readonly asked: string; readonly body: string; readonly timeMs: number }[];
   /** Judges each request from now on; a promise holds it. */
   misbehave(judge: Judge): void;
+  /** Holds what comes for a path from now on, until it is let go: then the provider answers. */
+  hold(path: string): HeldRequests;
   /** Gives a refresh token that comes again within this time the answer that it got, as lenient providers do. */
   allowReuse(graceMs: number): void;
   stop(): Promise<void>;
@@ -93,6 +102,16 @@ export async function startProviderShim(
     tokenAnswers,
     misbehave: (next) => {
       judge = next;
+    },
+    hold(path) {
+      const [arrived, gate] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+      judge = async (asked) => {
+        if (asked !== path) return undefined;
+        arrived.resolve();
+        await gate.promise;
+        return undefined;
+      };
+      return { arrived: arrived.promise, letGo: gate.resolve };
     },
     allowReuse: (ms) => {
       graceMs = ms;

@@ -142,17 +142,10 @@ test("ends a revocation whose record does not open any more", async () => {
 
 test("a refresh that is under way does not bring the account back, and its new tokens are revoked too", async () => {
   const accountId = await connectAccount();
-  const gate = Promise.withResolvers<void>();
-  let held = false;
-  shim.misbehave(async (path) => {
-    if (path !== "/token") return undefined;
-    held = true;
-    await gate.promise;
-    return undefined;
-  });
+  const held = shim.hold("/token");
   await vault.endTokenIn(accountId, -1);
   const waiting = lease(accountId);
-  await until(() => held);
+  await held.arrived;
   // The provider is not told yet, so that the refresh in flight brings true tokens.
   const before = provider.stats.tokenRequests.refresh_token?.success ?? 0;
   const revocations = Promise.withResolvers<void>();
@@ -161,7 +154,7 @@ test("a refresh that is under way does not bring the account back, and its new t
     return undefined;
   });
   await destroy(accountId);
-  gate.resolve();
+  held.letGo();
   await expect(waiting).rejects.toMatchObject({ reason: "ACCOUNT_REVOKED" });
   expect(provider.stats.tokenRequests.refresh_token?.success).toBe(before + 1);
   expect(await rowOf(accountId)).toMatchObject({ state: "REVOKED", blob: null, generation: 2n });

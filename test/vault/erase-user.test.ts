@@ -127,20 +127,13 @@ test("keeps nothing of a code that the user brings back afterwards, and nothing 
   });
   const during = vault.newAccountId();
   const inFlight = await vault.consent(during);
-  const gate = Promise.withResolvers<void>();
-  let held = false;
-  shim.misbehave(async (path) => {
-    if (path !== "/token") return undefined;
-    held = true;
-    await gate.promise;
-    return undefined;
-  });
+  const held = shim.hold("/token");
   const completing = vault.asAccount.completeAuthorization(inFlight.redirect, soon());
   completing.catch(() => undefined);
-  await until(() => held);
+  await held.arrived;
   const told = provider.stats.revocationRequests;
   await erase();
-  gate.resolve();
+  held.letGo();
   await expect(completing).rejects.toMatchObject({ reason: "ACCOUNT_REVOKED" });
   for (const accountId of [later, during]) {
     expect(await db.selectFrom("credentials").selectAll().where("accountId", "=", accountId).execute()).toEqual([]);
@@ -151,18 +144,11 @@ test("keeps nothing of a code that the user brings back afterwards, and nothing 
 
 test("has what a refresh brings too late revoked, under the pseudonym", async () => {
   const accountId = await connectAccount();
-  const gate = Promise.withResolvers<void>();
-  let held = false;
-  shim.misbehave(async (path) => {
-    if (path !== "/token") return undefined;
-    held = true;
-    await gate.promise;
-    return undefined;
-  });
+  const held = shim.hold("/token");
   const refreshing = vault.vault.refresher.refresh(await rowOf(accountId)).catch(() => undefined);
-  await until(() => held);
+  await held.arrived;
   await erase();
-  gate.resolve();
+  held.letGo();
   await refreshing;
   await until(async () => (await revocationsOf(accountId)).length === 2);
   await until(async () => (await revocationsOf(accountId)).every(({ state }) => state === "DONE"));
