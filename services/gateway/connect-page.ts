@@ -3,23 +3,29 @@
 // tells how it ended (pages/connect.js). The connect token is the only right: it is passed on to the account service, which
 // judges it at each step.
 import type { FastifyInstance, FastifyReply, FastifyRequest } from "fastify";
-import { invalidFields, StatusError } from "#libs/errors.ts";
+import { StatusError } from "#libs/errors.ts";
 import type { CallOptions, Client } from "#libs/rpc.ts";
 import type { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
-import { type App, AuthType } from "#proto/deputy/account/v1/apps.ts";
-import type { ValidateConnectTokenResponse } from "#proto/deputy/account/v1/connect.ts";
+import { AuthType } from "#proto/deputy/account/v1/apps.ts";
 import { bindingCookie, newBinding } from "./browser-binding.ts";
+import {
+  type Described,
+  givenValues,
+  isFramedForm,
+  ownClientOf,
+  type Parameters,
+  parameterNames,
+  sendForm,
+} from "./connect-form.ts";
 import { httpError } from "./http-errors.ts";
 import {
   failureTexts,
   frameScript,
   pageHeaders,
-  type ScriptData,
   sendFailure,
   sendOutcome,
   sendPage,
   sendSuccess,
-  soundOrigins,
   styleSheet,
 } from "./pages.ts";
 import { formOf, ownCall, queryOf, single } from "./requests.ts";
@@ -30,20 +36,7 @@ type Methods = "validateConnectToken" | "startConnection" | "createAccount";
 export type ConnectClient = Pick<Client<typeof AccountServiceDefinition>, Methods>;
 
 const path = "/_static/connect.html";
-// The names that existing clients put into the page's address; the form carries them on.
-const parameterNames = [
-  ...(["token", "app", "oauthAppId", "appOverrideId", "accountId", "oauthScopeProfile"] as const),
-  ...(["customOauthClient", "connectLink", "hideClose"] as const),
-] as const;
-type Parameters = Readonly<Record<(typeof parameterNames)[number], string>>;
-
-interface Described {
-  readonly parameters: Parameters;
-  readonly token: ValidateConnectTokenResponse;
-  readonly app: App;
-}
-
-/** Adds the page, its form and its style sheet. */
+/** Adds the page, what its form is sent to, its script and its style sheet. */
 export function addConnectPage(app: FastifyInstance, account: ConnectClient, gatewayUrl: string): void {
   app.get("/_static/connect.css", async (_request, reply) =>
     reply
@@ -88,14 +81,6 @@ function isOwnForm({ headers }: FastifyRequest, gatewayUrl: string): boolean {
   return origin === undefined || origin === new URL(gatewayUrl).origin;
 }
 
-/** Whether pages of the product may frame ours; a link is followed by itself. */
-function scriptOf({ parameters, token, app }: Described): ScriptData | undefined {
-  const origins = soundOrigins(token.allowedOrigins);
-  if (origins.length === 0 || parameters.connectLink === "true") return undefined;
-  const provider = String(app.authType === AuthType.OAUTH);
-  return { role: "form", origins: JSON.stringify(origins), provider };
-}
-
 /** What the parameters stand for; undefined when a page has been sent that says why they stand for nothing. */
 async function describe(
   account: ConnectClient,
@@ -133,74 +118,6 @@ async function describe(
   return undefined;
 }
 
-function sendForm(
-  reply: FastifyReply,
-  status: number,
-  { parameters, token, app }: Described,
-  given: URLSearchParams,
-  error?: StatusError,
-): FastifyReply {
-  const faultOf = (name: string) =>
-    error?.violations.find(({ field }) => field === `fields.${name}`)?.description ?? "";
-  const clientFields =
-    parameters.customOauthClient === "true" && app.authType === AuthType.OAUTH ? ownClientFields : [];
-  const asked = [...askedFields(app, token), ...clientFields];
-  const fields = asked.map(({ name, label, description, defaultValue, secret, optional }) => ({
-    name: `field.${name}`,
-    label,
-    description,
-    secret,
-    required: !optional && defaultValue === "",
-    // A secret is typed in again: what was sent is not sent back.
-    value: secret ? "" : (given.get(`field.${name}`) ?? defaultValue),
-    error: faultOf(name),
-  }));
-  const data = {
-    projectName: token.projectAppName || "This application",
-    supportEmail: token.projectSupportEmail,
-    appName: app.name,
-    imageUrl: app.imageUrl,
-    externalUserId: token.externalUserId,
-    accountId: parameters.accountId,
-    hideClose: parameters.hideClose === "true",
-    script: scriptOf({ parameters, token, app }),
-    hasProvider: app.authType === AuthType.OAUTH,
-    hidden: parameterNames.map((name) => [name, parameters[name]] as const).filter(([, value]) => value !== ""),
-    fields,
-    error: error === undefined || fields.some((field) => field.error !== "") ? "" : error.message,
-  };
-  return sendPage(reply, status, { name: "connect", data }, token.allowedOrigins);
-}
-
-// Names with a dot: no field of an app has one.
-const ownClientFields = [
-  {
-    name: "client.id",
-    label: "Client ID",
-    description: `Of your own OAuth client; its redirect URI is the /oauth/callback of this address.`,
-    ...{ defaultValue: "", secret: false, optional: false },
-  },
-  { name: "client.secret", label: "Client secret", description: "", defaultValue: "", secret: true, optional: true },
-];
-
-function ownClientOf(described: Described, form: URLSearchParams) {
-  if (described.parameters.customOauthClient !== "true") return undefined;
-  const clientId = single(form, "field.client.id");
-  if (clientId === "") throw invalidFields([{ field: "fields.client.id", description: "is required" }]);
-  return { clientId, clientSecret: single(form, "field.client.secret") };
-}
-
-// With a provider, what is secret is the provider's to ask for; what an override fills is not asked at all.
-function askedFields({ customFields, authType }: App, { appOverrideFieldNames }: ValidateConnectTokenResponse) {
-  const asked = customFields.filter(({ name }) => !appOverrideFieldNames.includes(name));
-  return authType === AuthType.OAUTH ? asked.filter(({ secret }) => !secret) : asked;
-}
-
-function givenValues(described: Described, form: URLSearchParams): Record<string, string> {
-  const values = askedFields(described.app, described.token).map(({ name }) => [name, single(form, `field.${name}`)]);
-  return Object.fromEntries(values.filter(([, value]) => value !== ""));
-}
-
 async function startConnection(
   account: ConnectClient,
   described: Described,
@@ -233,10 +150,6 @@ async function startConnection(
   // In the window that the frame has opened: the frame hears of the connection before the provider's page comes.
   const script = { role: "started", connection: connectionId, next: authorizationUrl };
   return sendPage(reply, 200, { name: "started", data: { title: `On to ${app.name}`, script } });
-}
-
-function isFramedForm(form: URLSearchParams): boolean {
-  return single(form, "framed") === "true";
 }
 
 async function createAccount(
