@@ -27,6 +27,7 @@ import { type Authenticate, identify } from "./rpc-identity.ts";
 import { reveal } from "./secret.ts";
 import { detailsTrailer, encodeDetails } from "./status-details.ts";
 import { fileDescriptors, validationOf } from "./validation.ts";
+import { writeAhead } from "./write-ahead.ts";
 
 // grpc-js has no option for it. undici, which must still speak TLS 1.2 to the world, is told so where it dials.
 tls.DEFAULT_MIN_VERSION = "TLSv1.3";
@@ -89,7 +90,7 @@ interface Received {
 export async function startServer<D extends ServiceDefinition>(options: ServerOptions<D>): Promise<RunningServer> {
   const { definition, callers, tls: identity } = options;
   checkCallersTable(Object.keys(definition.methods), callers);
-  const server = new grpc.Server(connectionLimits);
+  const server = new grpc.Server({ ...connectionLimits, interceptors: [writeAhead] });
   const calls = callsAtWork();
   server.addService(serverDefinition(definition), implementation(options, calls));
   const health = new HealthImplementation({ "": "SERVING", [definition.fullName]: "SERVING" });
