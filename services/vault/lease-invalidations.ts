@@ -1,6 +1,6 @@
 // The leases that are over, as a numbered list that every vault relays to the proxies that watch at it. The numbers are in the
 // order of the commits, so that one who has read up to a number has missed nothing below it. See lease-watchers.ts.
-import { type Selectable, sql } from "kysely";
+import { type RawBuilder, type Selectable, sql } from "kysely";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { isAwaited, leaseMs } from "./lease-watchers.ts";
 import type { LeaseInvalidationsTable, VaultDatabase } from "./schema.ts";
@@ -61,11 +61,9 @@ export async function untilLeasesEnd(
 ): Promise<void> {
   // All of them were committed before now, if not long before.
   const endMs = performance.now() + leaseMs + marginMs;
-  const sequence = await lastInvalidation(db, accounts);
-  if (sequence === null) return;
   for (;;) {
     const seen = signals.count("lease_acknowledgements");
-    if (!(await isAwaited(db, sequence))) return;
+    if (!(await isAwaited(db, lastInvalidation(accounts)))) return;
     const leftMs = endMs - performance.now();
     if (leftMs <= 0) return;
     await signals.next("lease_acknowledgements", seen, Math.min(leftMs, pollMs));
@@ -77,15 +75,14 @@ export async function pruneInvalidations(db: VaultDatabase): Promise<void> {
   await sql`delete from lease_invalidations where create_time < clock_timestamp() - interval '5 minutes'`.execute(db);
 }
 
-async function lastInvalidation(
-  db: VaultDatabase,
-  { projectId, accountIds }: { readonly projectId: string; readonly accountIds: readonly string[] },
-): Promise<bigint | null> {
-  const { last } = await db
-    .selectFrom("leaseInvalidations")
-    .select((eb) => eb.fn.max<bigint | null>("sequence").as("last"))
-    .where("projectId", "=", projectId)
-    .where("accountId", "=", sql<string>`any(${accountIds})`)
-    .executeTakeFirstOrThrow();
-  return last;
+/** Of these accounts; null when none of them has one. */
+function lastInvalidation({
+  projectId,
+  accountIds,
+}: {
+  readonly projectId: string;
+  readonly accountIds: readonly string[];
+}): RawBuilder<bigint | null> {
+  return sql`(select max(sequence) from lease_invalidations
+    where project_id = ${projectId} and account_id = any(${accountIds}))`;
 }

@@ -17,7 +17,7 @@
 // A proxy that has died, or that is stopped, is waited for by those who destroy within the lease time after it, and by nobody
 // later. A vault that dies loses nothing: its proxies go to another, or age out. What a clock cannot see remains: a proxy that is
 // stopped between its last look at the clock and the system call that follows sends one request when it goes on.
-import { sql } from "kysely";
+import { type RawBuilder, sql } from "kysely";
 import { StatusError } from "#libs/errors.ts";
 import type { VaultDatabase } from "./schema.ts";
 
@@ -58,28 +58,33 @@ export async function putWatcher(db: VaultDatabase, { proxyId, watchId }: Watche
   return acknowledgedSequence;
 }
 
-/** Notes that the proxy was heard. False when another stream has taken the place of this one. */
-export async function acknowledge(db: VaultDatabase, watcher: Watcher, sequence: bigint): Promise<boolean> {
-  const { numUpdatedRows } = await db
-    .updateTable("leaseWatchers")
-    .set({
-      acknowledgedSequence: sql<bigint>`greatest(acknowledged_sequence, ${sequence})`,
-      lastSeenTime: sql<Date>`clock_timestamp()`,
-    })
-    .where("proxyId", "=", watcher.proxyId)
-    .where("watchId", "=", watcher.watchId)
-    .executeTakeFirst();
-  return numUpdatedRows === 1n;
+/**
+ * Notes that the proxy was heard, and wakes those who wait for what it acknowledges, in every vault process. False when another
+ * stream has taken the place of this one.
+ */
+export async function acknowledge(
+  db: VaultDatabase,
+  { proxyId, watchId }: Watcher,
+  sequence: bigint,
+): Promise<boolean> {
+  const heard = await sql`
+    with before as (
+      select proxy_id, acknowledged_sequence from lease_watchers
+      where proxy_id = ${proxyId} and watch_id = ${watchId} for update
+    ), heard as (
+      update lease_watchers
+      set acknowledged_sequence = greatest(before.acknowledged_sequence, ${sequence}), last_seen_time = clock_timestamp()
+      from before where lease_watchers.proxy_id = before.proxy_id
+      returning before.acknowledged_sequence < ${sequence} as is_news
+    )
+    select case when is_news then pg_notify('lease_acknowledgements', '')::text end from heard`.execute(db);
+  return heard.rows.length === 1;
 }
 
-/** Wakes those who wait for an acknowledgement, in every vault process. */
-export async function notifyAcknowledged(db: VaultDatabase): Promise<void> {
-  await sql`select pg_notify('lease_acknowledgements', '')`.execute(db);
-}
-
-/** Forgets a proxy that has said that it holds nothing. */
+/** Forgets a proxy that has said that it holds nothing, and wakes those who wait for it. */
 export async function deleteWatcher(db: VaultDatabase, { proxyId, watchId }: Watcher): Promise<void> {
   await db.deleteFrom("leaseWatchers").where("proxyId", "=", proxyId).where("watchId", "=", watchId).execute();
+  await sql`select pg_notify('lease_acknowledgements', '')`.execute(db);
 }
 
 /** Throws unless the proxy may be given leases. */
@@ -94,8 +99,8 @@ export async function requireWatching(db: VaultDatabase, proxyId: string): Promi
   throw new StatusError("FAILED_PRECONDITION", "WATCH_REQUIRED", "Leases are given to proxies that watch them alone.");
 }
 
-/** Whether a proxy that may hold leases has yet to acknowledge that one of them is over. */
-export async function isAwaited(db: VaultDatabase, sequence: bigint): Promise<boolean> {
+/** Whether a proxy that may hold leases has yet to acknowledge an invalidation; of none, nobody has. */
+export async function isAwaited(db: VaultDatabase, sequence: RawBuilder<bigint | null>): Promise<boolean> {
   const found = await db
     .selectFrom("leaseWatchers")
     .select("proxyId")

@@ -14,14 +14,7 @@ import {
 import { leaseMessage } from "./credential-messages.ts";
 import { type LeaseInvalidation, listInvalidationsAfter } from "./lease-invalidations.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
-import {
-  acknowledge,
-  deleteWatcher,
-  heartbeatMs,
-  notifyAcknowledged,
-  putWatcher,
-  type Watcher,
-} from "./lease-watchers.ts";
+import { acknowledge, deleteWatcher, heartbeatMs, putWatcher, type Watcher } from "./lease-watchers.ts";
 import { type RefreshedLease, type RefreshedLeaseOptions, refreshedLeases } from "./refreshed-leases.ts";
 import type { VaultDatabase } from "./schema.ts";
 
@@ -33,7 +26,7 @@ export interface WatchLeasesOptions extends RefreshedLeaseOptions {
 // One query's worth; what is over is read in the next round.
 const batchSize = 500;
 
-// How often the acknowledgements of a burst are written: each is two round trips to the database.
+// How often the acknowledgements of a burst are written: each is a round trip to the database.
 const burstMs = 50;
 
 /** Serves one stream. */
@@ -102,14 +95,10 @@ async function hear(
   incoming: AsyncIterator<WatchLeasesRequest>,
   sent: () => bigint,
 ): Promise<void> {
-  let acknowledged = 0n;
   let notedMs = 0;
   for (let next = await incoming.next(); !next.done; next = await incoming.next()) {
     const { message } = next.value;
-    if (message?.$case === "goodbye") {
-      await deleteWatcher(db, watcher);
-      return notifyAcknowledged(db);
-    }
+    if (message?.$case === "goodbye") return deleteWatcher(db, watcher);
     if (message?.$case !== "acknowledgedSequence") throw invalidField("hello", "comes once, as the first message");
     if (message.value > sent()) throw invalidField("acknowledged_sequence", "is of an invalidation that was not sent");
     // Of a thousand accounts that are destroyed together each is acknowledged. What has been sent since is acknowledged too,
@@ -120,8 +109,6 @@ async function hear(
     if (!(await acknowledge(db, watcher, message.value))) {
       throw new StatusError("ABORTED", "WATCH_SUPERSEDED", "Another stream of this proxy has taken over.");
     }
-    if (message.value > acknowledged) await notifyAcknowledged(db);
-    acknowledged = message.value;
   }
 }
 
