@@ -2,7 +2,7 @@
 // provider is to be told of, and the rows are wiped. No key is asked for, whatever the number of accounts. From the commit on no vault process can lease or store a secret of these accounts: a refresh that is in flight finds a destroyed row, and
 // hands what it got to the outbox. The answer waits until no proxy can start a request with a lease from before
 // (lease-watchers.ts).
-import type { Catalog } from "#libs/catalog.ts";
+import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import type { SigningKey } from "#libs/signing-key.ts";
 import type { Actor } from "./audit-entries.ts";
 import { failAuthorizationsOf } from "./authorizations.ts";
@@ -17,12 +17,12 @@ import {
 import { insertInvalidations, untilLeasesEnd } from "./lease-invalidations.ts";
 import type { LeaseSignals } from "./lease-signals.ts";
 import { holdOauthClients } from "./oauth-clients.ts";
-import { findAnyApp } from "./own-apps.ts";
+import { type AppSource, findAnyApp } from "./own-apps.ts";
 import { isOauthApp } from "./provider.ts";
 import { type IssuedReceipt, issueReceipt } from "./receipts.ts";
 import { type EndingGrant, takeOverGrants } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
-import { deferRevocations } from "./shared-grants.ts";
+import { deferRevocations, endsAllGrants } from "./shared-grants.ts";
 
 /** What the parts of destroying need. */
 export interface DestroyOptions {
@@ -46,45 +46,58 @@ export async function destroyCredentials(
   options: DestroyOptions,
   request: DestroyRequest,
 ): Promise<readonly IssuedReceipt[]> {
-  await options.db.transaction().execute((transaction) => destroyLiving({ ...options, db: transaction }, request));
-  await deferRevocations(options.db, options.catalog, request);
+  const { db, catalog } = options;
+  const apps = await db.transaction().execute((transaction) => destroyLiving({ ...options, db: transaction }, request));
+  if (apps.some(endsAllGrants)) await deferRevocations(db, catalog, request);
   const [receipts] = await Promise.all([issueReceipts(options, request), untilLeasesEnd(options, request)]);
   return receipts;
 }
 
-async function destroyLiving(options: DestroyOptions, request: DestroyRequest): Promise<void> {
+/** Gives the apps of what it destroyed, as far as they are known. */
+async function destroyLiving(options: DestroyOptions, request: DestroyRequest): Promise<readonly CatalogApp[]> {
   const { db, callersFirst } = options;
   // Rows are locked in the order in which the end of an authorization locks them: its own, then the credential's.
   await failAuthorizationsOf(db, request);
   const rows = await lockCredentials(db, request);
   // Who asks again what became of accounts holds no provider call back.
-  if (rows.length === 0) return;
+  if (rows.length === 0) return [];
   const living = { ...request, accountIds: rows.map(({ accountId }) => accountId) };
+  const apps = await appsOf(options, rows);
   await callersFirst.serve(async () => {
-    await takeOverGrants(db, living, await grantsToTell(options, rows));
+    await takeOverGrants(db, living, await grantsToTell(db, rows, apps));
     await revokeCredentials(db, living, request.actor);
     await insertInvalidations(db, living, "REVOKED");
   });
+  return apps;
+}
+
+async function appsOf(source: AppSource, rows: readonly LivingRow[]): Promise<readonly CatalogApp[]> {
+  const apps: CatalogApp[] = [];
+  for (const row of new Map(rows.map((one) => [one.appSlug, one])).values()) {
+    const app = await findAnyApp(source, row);
+    if (app !== undefined) apps.push(app);
+  }
+  return apps;
 }
 
 /** The grants whose provider is to be told that they are over. */
-async function grantsToTell(source: DestroyOptions, rows: readonly LivingRow[]): Promise<readonly EndingGrant[]> {
-  // A shadowed grant belongs to the system that it was imported from.
-  const own = rows.filter(({ shadow }) => !shadow);
+async function grantsToTell(
+  db: VaultDatabase,
+  rows: readonly LivingRow[],
+  apps: readonly CatalogApp[],
+): Promise<readonly EndingGrant[]> {
   const revocable = new Set<string>();
-  for (const row of new Map(own.map((one) => [one.appSlug, one])).values()) {
-    const app = await findAnyApp(source, row);
-    if (app !== undefined && isOauthApp(app) && app.oauth2.revoke !== undefined) revocable.add(row.appSlug);
-  }
-  const grants = own.filter(({ appSlug }) => revocable.has(appSlug));
+  for (const app of apps) if (isOauthApp(app) && app.oauth2.revoke !== undefined) revocable.add(app.slug);
+  // A shadowed grant belongs to the system that it was imported from.
+  const grants = rows.filter(({ shadow, appSlug }) => !shadow && revocable.has(appSlug));
   const [first] = grants;
   if (first === undefined) return [];
   const named = [...new Set(grants.map(({ oauthAppId }) => oauthAppId))];
-  const clients = await holdOauthClients(source.db, first.projectId, named);
-  const apps = new Map(clients.map(({ oauthAppId, appSlug }) => [oauthAppId, appSlug]));
+  const clients = await holdOauthClients(db, first.projectId, named);
+  const slugs = new Map(clients.map(({ oauthAppId, appSlug }) => [oauthAppId, appSlug]));
   return grants.map(({ accountId, oauthAppId, appSlug }) => ({
     accountId,
-    hasClient: apps.get(oauthAppId) === appSlug,
+    hasClient: slugs.get(oauthAppId) === appSlug,
   }));
 }
 

@@ -4,6 +4,7 @@ import { type RawBuilder, sql } from "kysely";
 import { type Actor, auditedAccount, insertAuditEntriesOf } from "./audit-entries.ts";
 import type { CredentialRow } from "./credentials.ts";
 import type { EnvironmentName, RevocationsTable, VaultDatabase } from "./schema.ts";
+import { wiped } from "./secrets.ts";
 
 /** Accounts of one environment. */
 export interface DestroyFilter {
@@ -60,12 +61,15 @@ function isAmong({ projectId, environment, accountIds }: DestroyFilter): RawBuil
 
 /** Wipes the secrets of credentials for good. The transaction holds the rows (`lockCredentials`). */
 export async function revokeCredentials(db: VaultDatabase, filter: DestroyFilter, actor: Actor): Promise<void> {
-  await sql`
-    update credentials
-    set blob = null, data_key_id = null, wrapped_data_key = null, kek_id = null, secret_kinds = '{}',
-      state = 'REVOKED', state_reason = 'DESTROYED', destroyed_kinds = secret_kinds,
-      generation = generation + 1, next_refresh_time = null, retry_time = null, revoke_time = now(), update_time = now()
-    where ${isAmong(filter)}`.execute(db);
-  const destroyed = db.selectFrom("credentials").select(auditedAccount).where(isAmong(filter));
+  const time = sql<Date>`now()`;
+  const destroyed = db
+    .updateTable("credentials")
+    .set({
+      ...{ ...wiped, secretKinds: sql<string[]>`'{}'`, destroyedKinds: sql<string[]>`secret_kinds` },
+      ...{ state: "REVOKED", stateReason: "DESTROYED", generation: sql<bigint>`generation + 1` },
+      ...{ nextRefreshTime: null, retryTime: null, revokeTime: time, updateTime: time },
+    })
+    .where(isAmong(filter))
+    .returning(auditedAccount);
   await insertAuditEntriesOf(db, destroyed, { action: "credential.destroyed", actor });
 }

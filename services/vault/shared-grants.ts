@@ -19,7 +19,7 @@
 // call is left and there was no such call, it is FAILED, and says that the user has to be told: a receipt claims nothing that
 // is not known.
 import { type RawBuilder, sql } from "kysely";
-import type { Catalog } from "#libs/catalog.ts";
+import type { Catalog, CatalogApp } from "#libs/catalog.ts";
 import { digest } from "#libs/ids.ts";
 import { auditedAccount, changeAudited, vaultItself } from "./audit-entries.ts";
 import { type AppKey, type AppSource, findAnyApp, listUserClientSlugs } from "./own-apps.ts";
@@ -31,9 +31,15 @@ export function identityDigest(name: string): Buffer | null {
   return name === "" ? null : digest(name);
 }
 
-/** Whether a revocation at the provider ends all of its user's grants to the client. */
+/** Whether a revocation at the app's provider ends all of its user's grants to the client. */
+export function endsAllGrants({ lifecycle }: CatalogApp): boolean {
+  return lifecycle.revoke_effect === "user_client";
+}
+
+/** The same of an app that is named; of one that is not there it is false. */
 export async function endsSiblings(source: AppSource, key: AppKey): Promise<boolean> {
-  return (await findAnyApp(source, key))?.lifecycle.revoke_effect === "user_client";
+  const app = await findAnyApp(source, key);
+  return app !== undefined && endsAllGrants(app);
 }
 
 /** Defers the pending revocations of accounts that have siblings, and wipes their tokens. */
@@ -42,7 +48,7 @@ export async function deferRevocations(
   catalog: Catalog,
   { projectId, accountIds }: { readonly projectId: string; readonly accountIds: readonly string[] },
 ): Promise<void> {
-  const listed = [...catalog.values()].filter(({ lifecycle }) => lifecycle.revoke_effect === "user_client");
+  const listed = [...catalog.values()].filter(endsAllGrants);
   const appSlugs = [...listed.map(({ slug }) => slug), ...(await listUserClientSlugs(db, projectId))];
   if (appSlugs.length === 0) return;
   const change = db
