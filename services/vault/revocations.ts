@@ -12,8 +12,11 @@ import type { OauthClient } from "./oauth-clients.ts";
 import type { RevocationsTable, VaultDatabase } from "./schema.ts";
 import { type SealedColumns, type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
 
-/** The name of the job. */
+/** The job that tells a provider of one record. */
 export const revokeTask = "revoke_at_provider";
+
+/** The job that queues those of many records. */
+export const queueRevocationsTask = "queue_revocations";
 
 /** For how long the provider is asked, before the user has to be told. */
 const revocationDays = 7;
@@ -85,7 +88,7 @@ export async function insertRevocation(db: VaultDatabase, { sealed, ...subject }
     .insertInto("revocations")
     .values({ ...subject, ...sealed, state: "PENDING", expireTime })
     .execute();
-  await queueJobs(db, subject.projectId, [subject.id]);
+  await queueRevocations(db, subject.projectId, [subject.id]);
 }
 
 /** A credential that is about to be destroyed, and whether there is a client to tell its provider with. */
@@ -95,7 +98,7 @@ export interface EndingGrant {
 }
 
 /**
- * Takes over what credentials of one project hold, and queues the jobs; call it in the transaction that wipes them, before that.
+ * Takes over what credentials of one project hold, and queues their jobs; call it in the transaction that wipes them, before that.
  * The record of one without a client says at once that its provider cannot be told.
  */
 export async function takeOverGrants(
@@ -130,11 +133,17 @@ export async function takeOverGrants(
     const failed = rows.where("id", "=", sql<string>`any(${untold})`);
     await insertAuditEntriesOf(transaction, failed, { ...revocationEnd.FAILED, reason: clientMissing });
   }
-  await queueJobs(transaction, projectId, told);
+  if (told.length === 0) return;
+  // One job for now: those who destroy wait for this transaction, and nobody for the providers.
+  const payload = JSON.stringify({ projectId, ids: told });
+  await sql`
+    select graphile_worker.add_job(${queueRevocationsTask}, ${payload}::json, max_attempts => ${maxAttempts})`.execute(
+    transaction,
+  );
 }
 
-async function queueJobs(db: VaultDatabase, projectId: string, ids: readonly string[]): Promise<void> {
-  if (ids.length === 0) return;
+/** Queues a job for each of these records. Done twice, each is told twice at the worst. */
+export async function queueRevocations(db: VaultDatabase, projectId: string, ids: readonly string[]): Promise<void> {
   const jobs = ids.map((id) => JSON.stringify({ projectId, id }));
   await sql`
     select count(*) from graphile_worker.add_jobs(array(
@@ -166,27 +175,17 @@ export async function confirmRevocation(db: VaultDatabase, key: RevocationKey, t
   await changeAudited(db, change, revocationEnd.DONE);
 }
 
-/** Gives a record up for good and wipes its tokens. */
-export async function failRevocation(db: VaultDatabase, key: RevocationKey): Promise<void> {
-  const change = ofKey(db, key)
-    .set({ ...wiped, state: "FAILED", completeTime: sql<Date>`now()` })
-    .where("state", "=", "PENDING")
-    .returning(auditedAccount);
-  await changeAudited(db, change, revocationEnd.FAILED);
-}
+/** Tokens that are of no use, and why, by a stable name. */
+export type UselessTokens = Pick<RevocationRow, "blob" | "lastError">;
 
-/** Does the same with a record whose tokens are of no use, by a stable name; not where others have been put in their place. */
-export async function failUnreadable(
-  db: VaultDatabase,
-  { blob, ...key }: RevocationKey & Pick<RevocationRow, "blob">,
-  lastError: string,
-): Promise<void> {
-  const change = ofKey(db, key)
-    .set({ ...wiped, state: "FAILED", lastError, completeTime: sql<Date>`now()` })
-    .where("state", "=", "PENDING")
-    .where("blob", "=", blob)
-    .returning(auditedAccount);
-  await changeAudited(db, change, { ...revocationEnd.FAILED, reason: lastError });
+/** Gives a record up for good and wipes its tokens; given those that are of no use, not where others have taken their place. */
+export async function failRevocation(db: VaultDatabase, key: RevocationKey, useless?: UselessTokens): Promise<void> {
+  let change = ofKey(db, key)
+    .set({ ...wiped, state: "FAILED", completeTime: sql<Date>`now()` })
+    .where("state", "=", "PENDING");
+  if (useless !== undefined) change = change.set({ lastError: useless.lastError }).where("blob", "=", useless.blob);
+  const reason = useless?.lastError ?? "";
+  await changeAudited(db, change.returning(auditedAccount), { ...revocationEnd.FAILED, reason });
 }
 
 /** Notes why an attempt failed, by a stable name. */

@@ -4,7 +4,7 @@
 // told. Whoever reads a record that somebody else is sealing at the same time changes nothing of it.
 import { StatusError } from "#libs/errors.ts";
 import { findOauthClient, type OauthClient } from "./oauth-clients.ts";
-import { clientMissing, failUnreadable, openRevocation, type RevocationRow, revocationOwner } from "./revocations.ts";
+import { clientMissing, failRevocation, openRevocation, type RevocationRow, revocationOwner } from "./revocations.ts";
 import type { EnvironmentName, VaultDatabase } from "./schema.ts";
 import { type SealedColumns, type Secrets, sealWith } from "./secrets.ts";
 
@@ -95,7 +95,7 @@ async function sealOne(
   { change, clients }: { readonly change: Change; readonly clients: Clients },
 ): Promise<void> {
   const sealed = await sealedAs(options, { row, changed: { ...row, ...change }, clients });
-  if (typeof sealed === "string") return failUnreadable(options.db, row, sealed);
+  if (typeof sealed === "string") return failRevocation(options.db, row, { blob: row.blob, lastError: sealed });
   await options.db
     .updateTable("revocations")
     .set({ ...sealed, ...change, credentialGeneration: null })
