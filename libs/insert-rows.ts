@@ -21,7 +21,7 @@ export async function insertRows<Tables, Table extends keyof Tables & string>(
   const values = [...given, ...more.map(([, value]) => value)];
   await sql`
     insert into ${sql.table(table)} (${sql.join(columns)})
-    select ${sql.join(values)} from json_populate_recordset(null::${sql.table(table)}, ${JSON.stringify(rows.map(record(names)))})`.execute(
+    select ${sql.join(values)} from jsonb_populate_recordset(null::${sql.table(table)}, ${JSON.stringify(rows.map(record(names)))})`.execute(
     db,
   );
 }

@@ -1,7 +1,7 @@
 // The table of management actions: who changed what. An entry is written in the transaction of the change that it tells, so
 // that neither is there without the other; the service may add entries and read them, and nothing else. No secret stands in
 // one: `before` and `after` are what callers may see of the resource.
-import type { Selectable } from "kysely";
+import { type Selectable, sql } from "kysely";
 import { newId } from "#libs/ids.ts";
 import { insertRows } from "#libs/insert-rows.ts";
 import type { Call } from "#libs/rpc.ts";
@@ -29,10 +29,11 @@ export async function insertAuditEntries(
   if (entries.length === 0) return;
   const [actor, { requestId }] = [actorOf(call), call];
   const rows = entries.map(({ before, after, ...entry }) => ({
-    ...{ ...entry, id: newId("aud"), createTime: time, actor, requestId },
+    ...{ ...entry, id: newId("aud") },
     ...{ before: before ?? null, after: after ?? null },
   }));
-  await insertRows(db, "auditEntries", rows);
+  const common = { createTime: sql`${time}::moment`, actor: sql`${actor}::text`, requestId: sql`${requestId}::text` };
+  await insertRows(db, "auditEntries", rows, common);
 }
 
 /** Which entries; what is empty or not given lets all through. */

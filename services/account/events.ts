@@ -28,8 +28,8 @@ export type NewEvent = Pick<EventRow, "projectId" | "environment" | "externalUse
 /** Writes events and has them posted to whoever is to hear of them; call it in the transaction of the change. */
 export async function insertEvents(db: AccountDatabase, time: Date, ...events: readonly NewEvent[]): Promise<void> {
   if (events.length === 0) return;
-  const named = events.map((event) => ({ ...event, id: newId("evt"), createTime: time }));
-  await insertRows(db, "events", named);
+  const named = events.map((event) => ({ ...event, id: newId("evt") }));
+  await insertRows(db, "events", named, { createTime: sql`${time}::moment` });
   await insertDeliveries(db, named, time);
   await insertConnectionDeliveries(db, named, time);
 }
