@@ -141,6 +141,8 @@ async function measure({ connection, state, postgres, settings }: Stack) {
       const [row] = await vaultDb.query<{ count: bigint }>("select count(*) from revocations where state = 'PENDING'");
       pending = String(row?.count);
     }
+    // What they were told is sealed in the audit, and the queue's last jobs are put away.
+    await sleep(400);
   }
 
   /** As the autovacuum would, in its time: without, Postgres takes a table that was just filled for an empty one. */

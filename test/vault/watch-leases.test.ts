@@ -2,6 +2,7 @@
 // for, for how long, and over two vaults on one database. The proxies are played by hand (watching-proxy.ts).
 import { sql } from "kysely";
 import { afterEach, expect, test } from "vitest";
+import { openConnection } from "#libs/database.ts";
 import { LeaseInvalidationReason } from "#proto/deputy/vault/v1/leases.ts";
 import { insertInvalidations, listInvalidationsAfter } from "../../services/vault/lease-invalidations.ts";
 import { soon, until, vaultFixture, whose } from "./vault-fixture.ts";
@@ -96,6 +97,31 @@ test("answers in one round trip when all proxies are well", async ({ annotate })
   times.sort((a, b) => a - b);
   await annotate(`destroyed, and acknowledged by three proxies, in ${times.map((ms) => ms.toFixed(0)).join(", ")} ms`);
   expect(times[2]).toBeLessThan(leaseMs);
+});
+
+test("wakes who waits, in every vault process, when a proxy acknowledges, and when it goes, and not at its heartbeats", async () => {
+  const connection = await openConnection({
+    ...vault.database.superuser,
+    applicationName: "t",
+    statementTimeoutMs: 10_000,
+  });
+  let woken = 0;
+  connection.onNotification(() => {
+    woken += 1;
+  });
+  await connection.query("listen lease_acknowledgements");
+  const accountId = await connectAccount();
+  const watching = await watchLeasesAs(proxy, "prx_waking");
+  await destroy(accountId);
+  await until(() => woken > 0);
+  const [before, told] = [await watcherOf("prx_waking"), woken];
+  await until(async () => Number((await watcherOf("prx_waking"))?.lastSeenTime) > Number(before?.lastSeenTime));
+  // The answer comes behind what the database told before it.
+  await connection.query("select");
+  expect(woken).toBe(told);
+  watching.goodbye();
+  await until(() => woken > told);
+  await connection.end();
 });
 
 test("tells of accounts that are destroyed together at once, and one by one where a proxy does not take that", async () => {
