@@ -17,6 +17,7 @@ import { peerServices } from "./peer-service.ts";
 import {
   type Call,
   type Handlers,
+  type MessageType,
   type MethodDefinition,
   type MethodName,
   maxMessageBytes,
@@ -150,7 +151,9 @@ function serverDefinition(definition: ServiceDefinition): grpc.ServiceDefinition
       responseStream: method.responseStream,
       requestSerialize: (message: unknown) => serialize(method.requestType, message),
       requestDeserialize: (bytes: Buffer): Received => ({ message: method.requestType.decode(bytes) as object, bytes }),
-      responseSerialize: (message: unknown) => serialize(method.responseType, message),
+      // Messages of a stream come as bytes (`send`).
+      responseSerialize: (message: unknown) =>
+        method.responseStream ? (message as Buffer) : serialize(method.responseType, message),
       responseDeserialize: (bytes: Buffer) => method.responseType.decode(bytes),
     },
   ]);
@@ -183,7 +186,8 @@ function adapt(options: ServerOptions<ServiceDefinition>, key: string, method: M
     };
     const input = method.requestStream ? receive(stream, accept) : accept(stream.request as Received);
     const output = handler(input, call);
-    return method.responseStream ? send(stream, output as AsyncIterable<unknown>, call.signal) : await output;
+    if (!method.responseStream) return output;
+    return send(stream, { items: output as AsyncIterable<unknown>, type: method.responseType }, call.signal);
   }
 
   return (stream: ServerCall, callback?: grpc.sendUnaryData<unknown>): void => {
@@ -250,9 +254,14 @@ async function* receive(stream: ServerCall, accept: (item: Received) => unknown)
   for await (const item of stream.iterator({ destroyOnReturn: false })) yield accept(item as Received);
 }
 
-async function send(stream: ServerCall, items: AsyncIterable<unknown>, signal: AbortSignal): Promise<void> {
+/** Writes messages as bytes: one that cannot be serialized fails here, and not when others have been written behind it. */
+async function send(
+  stream: ServerCall,
+  { items, type }: { readonly items: AsyncIterable<unknown>; readonly type: MessageType },
+  signal: AbortSignal,
+): Promise<void> {
   for await (const item of items) {
     signal.throwIfAborted();
-    if (!stream.write(item)) await once(stream, "drain", { signal });
+    if (!stream.write(serialize(type, item))) await once(stream, "drain", { signal });
   }
 }

@@ -94,7 +94,10 @@ type AuditedRows = OperationNodeSource & Compilable<Required<AuditedAccount>>;
 /** What the entries of several accounts have in common. */
 type CommonEntry = Pick<NewAuditEntry, "action" | "actor" | "reason">;
 
-/** Writes an entry for each account that a query reads, which spares many rows their way to here and back. Throws like `insertAuditEntries`. */
+/**
+ * Writes an entry for each account that a query reads, or that a change of rows that are held returns, which spares many rows
+ * their way to here and back. Throws like `insertAuditEntries`, whichever of the two fails.
+ */
 export async function insertAuditEntriesOf(db: VaultDatabase, rows: AuditedRows, entry: CommonEntry): Promise<void> {
   await insertFrom(db, rows, entry).catch((error: unknown) => {
     throw auditUnavailable(error);

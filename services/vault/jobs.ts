@@ -9,7 +9,7 @@ import type { CallersFirst } from "./callers-first.ts";
 import { pruneInvalidations } from "./lease-invalidations.ts";
 import { pruneWatchers } from "./lease-watchers.ts";
 import { type RevocationJobOptions, RevocationRetry, revoke } from "./revocation-job.ts";
-import { queueRevocations, queueRevocationsTask, revokeTask } from "./revocations.ts";
+import { revokeTask } from "./revocations.ts";
 import type { VaultDatabase } from "./schema.ts";
 import { settleDeferredRevocations } from "./shared-grants.ts";
 
@@ -50,11 +50,6 @@ export async function startJobs(
           if (error instanceof RevocationRetry) await delayJob(options.db, job.id, error.waitSeconds);
           throw error;
         }
-      },
-      [queueRevocationsTask]: async (payload) => {
-        const { projectId, ids } = payload as { projectId: string; ids: string[] };
-        await options.callersFirst.standBack();
-        await queueRevocations(options.db, projectId, ids);
       },
       [sweepTask]: async () => {
         await sweepAuthorizations(options.db);

@@ -12,11 +12,8 @@ import type { OauthClient } from "./oauth-clients.ts";
 import type { RevocationsTable, VaultDatabase } from "./schema.ts";
 import { type SealedColumns, type SecretOwner, type Secrets, sealWith, wiped } from "./secrets.ts";
 
-/** The job that tells a provider of one record. */
+/** The name of the job. */
 export const revokeTask = "revoke_at_provider";
-
-/** The job that queues those of many records. */
-export const queueRevocationsTask = "queue_revocations";
 
 /** For how long the provider is asked, before the user has to be told. */
 const revocationDays = 7;
@@ -88,7 +85,7 @@ export async function insertRevocation(db: VaultDatabase, { sealed, ...subject }
     .insertInto("revocations")
     .values({ ...subject, ...sealed, state: "PENDING", expireTime })
     .execute();
-  await queueRevocations(db, subject.projectId, [subject.id]);
+  await queueJobs(db, subject.projectId, [subject.id]);
 }
 
 /** A credential that is about to be destroyed, and whether there is a client to tell its provider with. */
@@ -98,7 +95,7 @@ export interface EndingGrant {
 }
 
 /**
- * Takes over what credentials of one project hold, and queues their jobs; call it in the transaction that wipes them, before that.
+ * Takes over what credentials of one project hold, and queues the jobs; call it in the transaction that wipes them, before that.
  * The record of one without a client says at once that its provider cannot be told.
  */
 export async function takeOverGrants(
@@ -133,17 +130,11 @@ export async function takeOverGrants(
     const failed = rows.where("id", "=", sql<string>`any(${untold})`);
     await insertAuditEntriesOf(transaction, failed, { ...revocationEnd.FAILED, reason: clientMissing });
   }
-  if (told.length === 0) return;
-  // One job for now: those who destroy wait for this transaction, and nobody for the providers.
-  const payload = JSON.stringify({ projectId, ids: told });
-  await sql`
-    select graphile_worker.add_job(${queueRevocationsTask}, ${payload}::json, max_attempts => ${maxAttempts})`.execute(
-    transaction,
-  );
+  await queueJobs(transaction, projectId, told);
 }
 
-/** Queues a job for each of these records. Done twice, each is told twice at the worst. */
-export async function queueRevocations(db: VaultDatabase, projectId: string, ids: readonly string[]): Promise<void> {
+async function queueJobs(db: VaultDatabase, projectId: string, ids: readonly string[]): Promise<void> {
+  if (ids.length === 0) return;
   const jobs = ids.map((id) => JSON.stringify({ projectId, id }));
   await sql`
     select count(*) from graphile_worker.add_jobs(array(
