@@ -1,7 +1,11 @@
-// How far a stream of answers may run ahead of the socket. That answers come in order and whole, errors last, is in rpc.test.ts.
+// How far a stream of answers may run ahead of the socket. That answers come in order is in rpc.test.ts.
 import * as grpc from "@grpc/grpc-js";
 import { expect, test } from "vitest";
 import { writeAhead } from "#libs/write-ahead.ts";
+import { AccountServiceDefinition } from "#proto/deputy/account/v1/account_service.ts";
+import { Environment } from "#proto/deputy/account/v1/environment.ts";
+import { WatchAccountsResponse } from "#proto/deputy/account/v1/events.ts";
+import { failure, startTestServer, within } from "../support/rpc.ts";
 
 type InnerCall = Parameters<typeof writeAhead>[1];
 type Method = Parameters<typeof writeAhead>[0];
@@ -40,4 +44,27 @@ test("leaves a call with one answer as it is", () => {
   const { call, inner } = openCall({ responseStream: false });
   expect(call).toBe(inner);
   expect(call).not.toBeInstanceOf(grpc.ServerInterceptingCall);
+});
+
+test("a stream of answers fails at the one that cannot be made bytes, however many come behind it", async () => {
+  const broken = {
+    ...WatchAccountsResponse.fromPartial({}),
+    get resumeToken(): string {
+      throw new Error("not to be had");
+    },
+  };
+  const { gateway } = await startTestServer({
+    definition: AccountServiceDefinition,
+    handlers: {
+      async *watchAccounts() {
+        yield WatchAccountsResponse.fromPartial({ resumeToken: "1" });
+        yield broken;
+        for (let more = 0; more < 50; more += 1) yield WatchAccountsResponse.fromPartial({ resumeToken: "more" });
+      },
+    },
+  });
+  const request = { projectId: "proj_1", environment: Environment.PRODUCTION } as never;
+  expect(await failure(Array.fromAsync(gateway.watchAccounts(request, within(5000))))).toMatchObject({
+    code: "INTERNAL",
+  });
 });
